@@ -1,0 +1,1 @@
+//! Stories that drive the real binaries.

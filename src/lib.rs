@@ -1,0 +1,41 @@
+//! Berth: a node agent for Kubernetes.
+//!
+//! In reading order; imports go downward only (`tests/layers.rs` holds it so):
+//!
+//! 1. [`cri`]: the door, one file per verb of the Container Runtime Interface.
+//! 2. [`pod`], [`image`], [`spec`], [`stream`]: what a node has and does.
+//! 3. [`network`], [`runtime`], [`store`]: what they stand on.
+//! 4. [`shim`], [`launcher`], [`cgroup`], [`sys`]: the other side of the wall,
+//!    all that is in the shim's binary.
+//!
+//! [`config`], [`proto`], [`kind`] and [`telemetry`] may be used by all of the agent.
+
+pub mod proto;
+
+pub mod cgroup;
+pub mod launcher;
+pub mod shim;
+pub mod sys;
+
+#[cfg(feature = "agent")]
+pub mod cli;
+#[cfg(feature = "agent")]
+pub mod config;
+#[cfg(feature = "agent")]
+pub mod cri;
+#[cfg(feature = "agent")]
+pub mod image;
+#[cfg(feature = "agent")]
+pub mod kind;
+#[cfg(feature = "agent")]
+pub mod network;
+#[cfg(feature = "agent")]
+pub mod pod;
+#[cfg(feature = "agent")]
+pub mod runtime;
+#[cfg(feature = "agent")]
+pub mod spec;
+#[cfg(feature = "agent")]
+pub mod store;
+#[cfg(feature = "agent")]
+pub mod telemetry;

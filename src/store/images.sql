@@ -1,0 +1,1 @@
+-- Images, layers and who uses them (src/image).

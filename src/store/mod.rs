@@ -1,0 +1,201 @@
+//! The records: one SQLite file under the root, in WAL mode.
+//!
+//! A commit is a write without fsync (`synchronous=NORMAL`): it survives the
+//! death of berthd, and after a power cut the file is consistent, at worst some
+//! seconds old. That is what pods need. An image is committed through
+//! [`Store::durable`], which syncs.
+//!
+//! All access is through one connection under a mutex: a commit takes tens of
+//! microseconds, so no thread is worth handing it to.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use crate::kind::{HasKind, Kind};
+
+/// Migrations: entry N brings `user_version` from N to N + 1.
+const MIGRATIONS: &[&str] = &[concat!(
+    include_str!("pods.sql"),
+    include_str!("images.sql"),
+    include_str!("network.sql"),
+)];
+
+/// Errors of the records; each names the file or the step.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("open records {path}: {source}")]
+    Open { path: PathBuf, source: rusqlite::Error },
+    #[error(
+        "records {path} are of version {found}, this berthd knows {known}: start the berthd that wrote them, or use another root"
+    )]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("{step} in the records: {source}")]
+    Query {
+        step: &'static str,
+        source: rusqlite::Error,
+    },
+    #[error("{step} in the records: {message}")]
+    Damaged { step: &'static str, message: String },
+}
+
+impl HasKind for Error {
+    fn kind(&self) -> Kind {
+        match self {
+            Error::Query { source, .. }
+                if source.sqlite_error_code() == Some(rusqlite::ErrorCode::DiskFull) =>
+            {
+                Kind::ResourceExhausted
+            }
+            Error::Damaged { .. } => Kind::DataLoss,
+            _ => Kind::Internal,
+        }
+    }
+}
+
+/// The open records.
+pub struct Store {
+    connection: Mutex<Connection>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+impl Store {
+    /// Opens or makes the file, and migrates it to this version.
+    pub fn open(path: &Path) -> Result<Store, Error> {
+        let open = |source| Error::Open {
+            path: path.into(),
+            source,
+        };
+        let mut connection = Connection::open(path).map_err(open)?;
+        connection
+            .execute_batch(
+                "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
+                 PRAGMA foreign_keys = ON; PRAGMA cache_size = -512; PRAGMA busy_timeout = 5000;",
+            )
+            .map_err(open)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        migrate(path, &mut connection)?;
+        Ok(Store {
+            connection: Mutex::new(connection),
+        })
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        // A panic inside a transaction rolled it back: the connection is sound.
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads. `step` names what is done, for the error: "list images".
+    pub fn read<T>(
+        &self,
+        step: &'static str,
+        f: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        f(&self.connection()).map_err(|source| Error::Query { step, source })
+    }
+
+    /// Runs one transaction; an error rolls all of it back.
+    pub fn write<T>(
+        &self,
+        step: &'static str,
+        f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        transact(&mut self.connection(), f).map_err(|source| Error::Query { step, source })
+    }
+
+    /// As [`Store::write`], and the commit has reached the disk when this
+    /// returns. Blocks for as long as the disk takes.
+    pub fn durable<T>(
+        &self,
+        step: &'static str,
+        f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, Error> {
+        let mut connection = self.connection();
+        let done = connection
+            .execute_batch("PRAGMA synchronous = FULL")
+            .and_then(|()| transact(&mut connection, f));
+        let back = connection.execute_batch("PRAGMA synchronous = NORMAL");
+        done.and_then(|value| back.map(|()| value))
+            .map_err(|source| Error::Query { step, source })
+    }
+}
+
+fn transact<T>(
+    connection: &mut Connection,
+    f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<T> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let value = f(&transaction)?;
+    transaction.commit()?;
+    Ok(value)
+}
+
+fn migrate(path: &Path, connection: &mut Connection) -> Result<(), Error> {
+    let open = |source| Error::Open {
+        path: path.into(),
+        source,
+    };
+    let found: i64 = connection
+        .query_row("PRAGMA user_version", [], |row| row.get(0))
+        .map_err(open)?;
+    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    if found > known || found < 0 {
+        return Err(Error::Newer {
+            path: path.into(),
+            found,
+            known,
+        });
+    }
+    for (version, script) in (0i64..).zip(MIGRATIONS).skip(usize::try_from(found).unwrap_or(0)) {
+        let step = connection.transaction().map_err(open)?;
+        step.execute_batch(script).map_err(open)?;
+        step.pragma_update(None, "user_version", version + 1)
+            .map_err(open)?;
+        step.commit().map_err(open)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_records_are_refused_without_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("berth.db");
+        drop(Store::open(&path).unwrap());
+        Connection::open(&path)
+            .unwrap()
+            .pragma_update(None, "user_version", 99)
+            .unwrap();
+        let before = std::fs::read(&path).unwrap();
+        assert!(matches!(Store::open(&path), Err(Error::Newer { found: 99, .. })));
+        assert_eq!(before, std::fs::read(&path).unwrap());
+    }
+
+    #[test]
+    fn an_error_rolls_the_whole_transaction_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("berth.db")).unwrap();
+        let failed = store.write("try", |t| {
+            t.execute_batch("CREATE TABLE x (a)")?;
+            t.execute_batch("nonsense")
+        });
+        assert!(failed.is_err());
+        assert!(
+            store
+                .read("look", |c| c.query_row("SELECT 1 FROM x", [], |_| Ok(())))
+                .is_err()
+        );
+    }
+}
