@@ -8,7 +8,7 @@
 //! 4. [`shim`], [`launcher`], [`cgroup`], [`sys`]: the other side of the wall,
 //!    all that is in the shim's binary.
 //!
-//! [`config`], [`proto`], [`kind`] and [`telemetry`] may be used by all of the agent.
+//! [`config`], [`instance`], [`proto`], [`kind`] and [`telemetry`] may be used by all of the agent.
 
 pub mod proto;
 
@@ -25,6 +25,8 @@ pub mod config;
 pub mod cri;
 #[cfg(feature = "agent")]
 pub mod image;
+#[cfg(feature = "agent")]
+pub mod instance;
 #[cfg(feature = "agent")]
 pub mod kind;
 #[cfg(feature = "agent")]
