@@ -1,1 +1,264 @@
-//! cgroup
+//! The cgroup of a container: pure v2, v1, or hybrid (v1 controllers beside a v2
+//! hierarchy without them, where processes are nevertheless tracked and killed).
+//!
+//! A [`Cgroup`] is a path below the root of every hierarchy. Plain files, no D-Bus:
+//! systemd's part is in the agent.
+
+mod convert;
+mod device_bpf;
+mod files;
+mod kill;
+mod layout;
+mod tree;
+mod v1;
+mod v2;
+
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+
+use crate::proto::plan::Resources;
+
+pub use layout::{Hierarchy, Layout};
+pub use tree::remove_empty_parents;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cgroup path {path:?} is not usable: {reason}")]
+    Path { path: String, reason: &'static str },
+    #[error("no cgroup hierarchy is mounted (looked in /proc/self/mountinfo); mount cgroup2 on /sys/fs/cgroup")]
+    NoHierarchy,
+    #[error("{step} cgroup file {}: {errno}", path.display())]
+    File { step: &'static str, path: PathBuf, errno: Errno },
+    #[error(
+        "cannot set {file} to {value:?} in cgroup {cgroup}: the kernel offers no {controller} controller here; \
+         enable it (kernel command line, or cgroup.subtree_control of the parent) or leave the limit out"
+    )]
+    NoController { controller: &'static str, file: String, value: String, cgroup: String },
+    #[error("cgroup {cgroup}: {reason}")]
+    Value { cgroup: String, reason: String },
+    #[error("cgroup {cgroup} has processes of somebody else ({pids:?}); a new container needs an empty one")]
+    InUse { cgroup: String, pids: Vec<i32> },
+    #[error("device program for cgroup {cgroup}: {step}: {errno}")]
+    DeviceProgram { cgroup: String, step: &'static str, errno: Errno },
+    #[error("cgroup {cgroup} still has processes {pids:?} after they were killed {rounds} times")]
+    Unkillable { cgroup: String, pids: Vec<i32>, rounds: u32 },
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// One cgroup, by its path below the root of each hierarchy.
+#[derive(Debug)]
+pub struct Cgroup {
+    path: String,
+    /// The folders it has: all hierarchies, or for an exec of a hybrid machine the v2 one alone.
+    hierarchies: Vec<Hierarchy>,
+    /// The v2 folder, for CLONE_INTO_CGROUP.
+    unified: Option<OwnedFd>,
+    parents_made: Vec<String>,
+}
+
+impl Cgroup {
+    /// Makes the cgroup and its missing parents in every hierarchy, and enables
+    /// the v2 controllers for it. An empty one that was left over is made anew.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] when it has processes; otherwise the folder and the errno.
+    pub fn create(path: &str) -> Result<Self> {
+        let hierarchies = Layout::detect()?.hierarchies.clone();
+        tree::check_path(path)?;
+        let parents_made = tree::create(path, &hierarchies)?;
+        let opened = Self::open_in(path, hierarchies.clone());
+        if opened.is_err() {
+            let _ = tree::remove(path, &hierarchies);
+            tree::remove_empty_parents(&parents_made);
+        }
+        Ok(Self { parents_made, ..opened? })
+    }
+
+    /// A handle of a cgroup that exists, or that may be gone already: it can be killed, read and removed.
+    ///
+    /// # Errors
+    /// For a malformed path, or when no hierarchy is mounted.
+    pub fn open(path: &str) -> Result<Self> {
+        Self::open_in(path, Layout::detect()?.hierarchies.clone())
+    }
+
+    fn open_in(path: &str, hierarchies: Vec<Hierarchy>) -> Result<Self> {
+        tree::check_path(path)?;
+        let unified = match hierarchies.iter().find(|h| h.is_v2()) {
+            Some(hierarchy) => files::open_folder(&hierarchy.folder(path))?,
+            None => None,
+        };
+        Ok(Self { path: path.to_owned(), hierarchies, unified, parents_made: Vec::new() })
+    }
+
+    /// Below the root of each hierarchy, "/parent/id".
+    #[must_use]
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The cgroups above this one that [`Cgroup::create`] had to make in at least one
+    /// hierarchy, outermost first: whoever made them removes them when they are
+    /// empty, with [`remove_empty_parents`].
+    #[must_use]
+    pub fn parents_made(&self) -> &[String] {
+        &self.parents_made
+    }
+
+    /// Sets the limits that `resources` has; absent ones are left as they are.
+    ///
+    /// # Errors
+    /// The first limit that could not be set: file, value and errno, or the controller that is missing.
+    pub fn apply(&self, resources: &Resources) -> Result<()> {
+        let mut v1_controllers = false;
+        for hierarchy in self.hierarchies.iter().filter(|h| !h.is_v2()) {
+            v1_controllers |= !hierarchy.controllers.is_empty();
+        }
+        if v1_controllers {
+            v1::apply(self, resources)
+        } else {
+            v2::apply(self, resources)
+        }
+    }
+
+    /// Moves a process into the cgroup, in every hierarchy.
+    ///
+    /// # Errors
+    /// The hierarchy's file and the errno.
+    pub fn add(&self, pid: i32) -> Result<()> {
+        self.hierarchies.iter().try_for_each(|hierarchy| self.add_to(hierarchy, pid))
+    }
+
+    /// Moves a process that CLONE_INTO_CGROUP has put into the v2 hierarchy into those of v1.
+    ///
+    /// # Errors
+    /// The hierarchy's file and the errno.
+    pub fn add_v1(&self, pid: i32) -> Result<()> {
+        self.hierarchies.iter().filter(|h| !h.is_v2()).try_for_each(|hierarchy| self.add_to(hierarchy, pid))
+    }
+
+    fn add_to(&self, hierarchy: &Hierarchy, pid: i32) -> Result<()> {
+        files::write(&hierarchy.folder(&self.path).join("cgroup.procs"), &pid.to_string())
+    }
+
+    /// The v2 folder for CLONE_INTO_CGROUP; None on a machine without a v2 hierarchy.
+    #[must_use]
+    pub fn fd_for_clone(&self) -> Option<BorrowedFd<'_>> {
+        self.unified.as_ref().map(AsFd::as_fd)
+    }
+
+    /// The v1 folders of this cgroup with the names under which a container sees them ("cpu,cpuacct").
+    pub fn v1_folders(&self) -> impl Iterator<Item = (&str, PathBuf)> {
+        self.hierarchies.iter().filter(|h| !h.is_v2()).map(|h| (h.name.as_str(), h.folder(&self.path)))
+    }
+
+    /// Kills every process in it and below it. Ends when the kernel has sent the
+    /// signals (v2), or when nothing is left (v1).
+    ///
+    /// # Errors
+    /// [`Error::Unkillable`] when processes stay (they hang in the kernel).
+    pub fn kill(&self) -> Result<()> {
+        kill::kill(self)
+    }
+
+    /// Every process in it and below it, each once.
+    ///
+    /// # Errors
+    /// The file and the errno; a cgroup that is gone has none.
+    pub fn pids(&self) -> Result<Vec<i32>> {
+        let mut pids = Vec::new();
+        for hierarchy in &self.hierarchies {
+            tree::collect_pids(&hierarchy.folder(&self.path), &mut pids)?;
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// How many processes the OOM killer took here; 0 when memory is not controlled.
+    ///
+    /// # Errors
+    /// The file and the errno; a cgroup that is gone has 0.
+    pub fn oom_kills(&self) -> Result<u64> {
+        let file = match self.controller("memory") {
+            Some(memory) if memory.is_v2() => memory.folder(&self.path).join("memory.events"),
+            Some(memory) => memory.folder(&self.path).join("memory.oom_control"),
+            None => return Ok(0),
+        };
+        let Some(text) = files::read_if_exists(&file)? else { return Ok(0) };
+        Ok(files::keyed(&text, "oom_kill").unwrap_or(0))
+    }
+
+    /// Stops all processes until [`Cgroup::thaw`].
+    ///
+    /// # Errors
+    /// [`Error::NoController`] on v1 without the freezer.
+    pub fn freeze(&self) -> Result<()> {
+        self.set_frozen(true)
+    }
+
+    /// # Errors
+    /// As [`Cgroup::freeze`].
+    pub fn thaw(&self) -> Result<()> {
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<()> {
+        if let Some(freezer) = self.hierarchies.iter().find(|h| h.has("freezer")) {
+            let state = if frozen { "FROZEN" } else { "THAWED" };
+            return files::write(&freezer.folder(&self.path).join("freezer.state"), state);
+        }
+        let value = if frozen { "1" } else { "0" };
+        let Some(unified) = self.hierarchies.iter().find(|h| h.is_v2()) else {
+            return Err(self.no_controller("freezer", "freezer.state", value));
+        };
+        files::write(&unified.folder(&self.path).join("cgroup.freeze"), value)
+    }
+
+    /// Makes a cgroup below this one for an exec, in the v2 hierarchy: its processes
+    /// are killed and reaped together. None on a machine without v2: the exec then
+    /// joins this one.
+    ///
+    /// # Errors
+    /// The folder and the errno.
+    pub fn child(&self, name: &str) -> Result<Option<Self>> {
+        let Some(unified) = self.hierarchies.iter().find(|h| h.is_v2()) else { return Ok(None) };
+        let path = format!("{}/{name}", self.path);
+        tree::check_path(&path)?;
+        // No controllers are enabled for it: that would forbid processes in this one.
+        tree::make_leaf(&path, unified)?;
+        Self::open_in(&path, vec![unified.clone()]).map(Some)
+    }
+
+    /// Removes it and all below it. Waits a short while for the last processes to be
+    /// gone; what is gone already is no error.
+    ///
+    /// # Errors
+    /// The folder that stays, with its errno.
+    pub fn remove(&self) -> Result<()> {
+        tree::remove(&self.path, &self.hierarchies)
+    }
+
+    /// The hierarchy that has a controller: a v1 one by its name, else v2 when enabled here.
+    fn controller(&self, name: &str) -> Option<&Hierarchy> {
+        self.hierarchies
+            .iter()
+            .find(|h| h.has(name))
+            .or_else(|| self.hierarchies.iter().find(|h| h.is_v2() && h.offers(&self.path, name)))
+    }
+
+    fn no_controller(&self, controller: &'static str, file: &str, value: &str) -> Error {
+        Error::NoController {
+            controller,
+            file: file.to_owned(),
+            value: value.to_owned(),
+            cgroup: self.path.clone(),
+        }
+    }
+}
