@@ -1,1 +1,192 @@
-//! launcher
+//! Starts processes of containers: [`create`] makes cgroup, root and init, which
+//! waits for [`Init::start`]; [`exec`] adds a process to a running container.
+//!
+//! A launch has two halves. The parent checks the plan and turns it into strings and
+//! descriptors (`prepare`); the child, after clone, walks (`child`, `identity`): no
+//! allocation, no lock, no log there. They talk through `channel`.
+//!
+//! This module must not look anything up: users, paths and numbers are resolved in the plan.
+
+mod channel;
+mod child;
+mod console;
+mod device;
+mod error;
+mod exec;
+mod filesystem;
+mod identity;
+mod mask;
+mod mount;
+mod namespace;
+mod overlay;
+mod path;
+mod plan;
+mod prepare;
+mod process;
+mod sandbox_init;
+mod step;
+
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+
+use crate::cgroup::{self, Cgroup};
+use crate::proto::plan::{LaunchPlan, Resources};
+use crate::sys::clone::Forked;
+
+pub use error::Error;
+pub use exec::{ExecProcess, ExecTarget, exec, target_is_gone};
+pub use step::Step;
+
+use channel::Word;
+use error::Names;
+use overlay::{Problem, Way};
+use step::{At, Failure};
+
+/// The child's ends of standard input and output. Unused when a terminal is asked
+/// for; /dev/null is right then.
+#[derive(Debug)]
+pub struct Stdio {
+    pub stdin: OwnedFd,
+    pub stdout: OwnedFd,
+    pub stderr: OwnedFd,
+}
+
+impl Stdio {
+    /// Away from 0, 1 and 2, which are about to be replaced in the child.
+    fn into_array(self) -> Result<[OwnedFd; 3], Errno> {
+        let high = |fd: OwnedFd| {
+            if fd.as_raw_fd() > 2 { Ok(fd) } else { rustix::io::fcntl_dupfd_cloexec(&fd, 3) }
+        };
+        Ok([high(self.stdin)?, high(self.stdout)?, high(self.stderr)?])
+    }
+}
+
+/// The first process of a container, created and maybe started. The caller is its parent, and reaps it.
+#[derive(Debug)]
+pub struct Init {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    /// The master side of its terminal.
+    pub console: Option<OwnedFd>,
+    /// To be killed and removed by the caller when the init has ended; knows which parents were made for it.
+    pub cgroup: Cgroup,
+    /// Gone when it has been started.
+    channel: Option<OwnedFd>,
+    names: Names,
+}
+
+/// Makes the cgroup with its limits, the root and the init; returns when the init has
+/// its root and waits to be started. `bundle` is the container's state folder; its
+/// `rootfs` is the mount point inside the init's own mount namespace. The calling
+/// process becomes undumpable and stays so.
+///
+/// # Errors
+/// The failing step with the object's name. Nothing that was made is left then.
+pub fn create(plan: &LaunchPlan, bundle: &Path, stdio: Stdio) -> Result<Init, Error> {
+    create_by(plan, bundle, stdio, Way::Newest)
+}
+
+fn create_by(plan: &LaunchPlan, bundle: &Path, stdio: Stdio, way: Way) -> Result<Init, Error> {
+    let names = plan.process.as_ref().map(Names::new).unwrap_or_default();
+    let explain = |problem| match problem {
+        Problem::Plan(error) => error,
+        Problem::Step(failure) => names.describe(&failure, Some(plan)),
+    };
+    let checked = prepare::check(plan).map_err(explain)?;
+    identity::make_undumpable().map_err(|failure| explain(failure.into()))?;
+    let wanted = plan.cgroup.as_ref().ok_or_else(|| Error::plan("cgroup", "it is missing"))?;
+    let cgroup = Cgroup::create(&wanted.path)?;
+    let result = (|| {
+        cgroup.apply(wanted.resources.as_ref().unwrap_or(&Resources::default()))?;
+        let prepared = prepare::prepare(plan, checked, bundle, stdio, &cgroup, way).map_err(explain)?;
+        launch(plan, prepared, &cgroup, &names)
+    })();
+    match result {
+        Ok((pid, pidfd, console, channel)) => {
+            Ok(Init { pid, pidfd, console, cgroup, channel: Some(channel), names })
+        }
+        Err(error) => {
+            let _ = cgroup.kill();
+            let _ = cgroup.remove();
+            cgroup::remove_empty_parents(cgroup.parents_made());
+            Err(error)
+        }
+    }
+}
+
+type Launched = (i32, OwnedFd, Option<OwnedFd>, OwnedFd);
+
+/// Clones, and speaks with the child until it is ready.
+fn launch(
+    plan: &LaunchPlan,
+    mut prepared: prepare::Prepared,
+    cgroup: &Cgroup,
+    names: &Names,
+) -> Result<Launched, Error> {
+    let describe = |failure: Failure| names.describe(&failure, Some(plan));
+    let (socket, child_end) = channel::pair().at(Step::Channel).map_err(describe)?;
+    prepared.keep(child_end.as_raw_fd());
+    let forked = prepared.namespaces.clone(cgroup.fd_for_clone()).map_err(describe)?;
+    let Forked::Parent { pid, pidfd } = forked else { child::run(&prepared, child_end.as_fd()) };
+    drop(child_end);
+    drop(prepared);
+    let ready = (|| {
+        cgroup.add_v1(pid)?;
+        channel::allow(socket.as_fd()).at(Step::Talk).map_err(describe)?;
+        match channel::hear(socket.as_fd()).at(Step::Talk).map_err(describe)? {
+            Word::Ready(console) => Ok(console),
+            Word::Failed(failure) => Err(describe(failure)),
+            Word::End => Err(ended(&pidfd)),
+        }
+    })();
+    match ready {
+        Ok(console) => Ok((pid, pidfd, console, socket)),
+        Err(error) => {
+            child::kill_and_reap(pidfd.as_fd());
+            Err(error)
+        }
+    }
+}
+
+/// How a child died that said nothing.
+fn ended(pidfd: &OwnedFd) -> Error {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    let status = waitid(WaitId::PidFd(pidfd.as_fd()), options).ok().flatten();
+    match status.and_then(|status| status.terminating_signal()) {
+        Some(libc::SIGKILL) => Error::Ended {
+            how: "was killed".to_owned(),
+            remedy: " (a memory limit that is too low for a process to start?)",
+        },
+        Some(signal) => Error::Ended { how: format!("died of signal {signal}"), remedy: "" },
+        None => Error::Ended { how: "ended".to_owned(), remedy: "" },
+    }
+}
+
+impl Init {
+    /// Lets it execute; returns when it has. On an error it has exited with
+    /// [`Error::exit_code`], and its end is reported as that of any process.
+    ///
+    /// # Errors
+    /// The step between the root and the command that failed.
+    pub fn start(&mut self) -> Result<(), Error> {
+        let Some(channel) = self.channel.take() else {
+            return Err(Error::plan("start", "the init was started before"));
+        };
+        let describe = |failure: Failure| self.names.describe(&failure, None);
+        match channel::allow(channel.as_fd()) {
+            // It was killed while it waited: that is its exit, not a failure to start.
+            Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
+            answer => answer.at(Step::Talk).map_err(describe)?,
+        }
+        match channel::hear(channel.as_fd()).at(Step::Talk).map_err(describe)? {
+            Word::End | Word::Ready(_) => Ok(()),
+            Word::Failed(failure) => Err(describe(failure)),
+        }
+    }
+}

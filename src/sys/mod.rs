@@ -9,6 +9,7 @@ pub mod capability;
 pub mod clone;
 pub mod descriptor;
 pub mod exec;
+pub mod folder;
 pub mod mount;
 pub mod namespace;
 pub mod seccomp;

@@ -1,0 +1,129 @@
+//! Why a launch failed, with the names that the plan has for things.
+
+use rustix::io::Errno;
+
+use crate::cgroup;
+use crate::proto::plan::{LaunchPlan, Process};
+
+use super::step::{Failure, Step};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The plan itself is wrong; nothing was made.
+    #[error("launch plan: {field}: {reason}")]
+    Plan { field: String, reason: String },
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::Error),
+    #[error("{}{object}: {}{detail}", step.text(), explain(*step, *errno))]
+    Step { step: Step, object: String, errno: Errno, detail: String, exit_code: i32 },
+    /// The child ended without a word.
+    #[error("the new process {how} while its root was being set up{remedy}")]
+    Ended { how: String, remedy: &'static str },
+}
+
+impl Error {
+    /// What the process exits, or is said to exit, with: 127 the command was not
+    /// found, 126 it may not or cannot be executed, 128 anything else.
+    #[must_use]
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            Self::Step { exit_code, .. } => *exit_code,
+            _ => 128,
+        }
+    }
+
+    pub(super) fn plan(field: impl Into<String>, reason: impl Into<String>) -> Self {
+        Self::Plan { field: field.into(), reason: reason.into() }
+    }
+}
+
+/// errno in the words of people, where the kernel's own mislead.
+fn explain(step: Step, errno: Errno) -> String {
+    let hint = match (step, errno) {
+        (Step::Exec, Errno::NOENT) => " (neither the command nor, for a script, its interpreter may be missing)",
+        (Step::Exec, Errno::NOEXEC) => " (not a program for this machine, or a script without #!)",
+        (Step::JoinPid | Step::Clone, Errno::NOMEM) => " (the pid namespace's first process has ended)",
+        (Step::OpenLabel, Errno::NOENT) => " (the kernel has no AppArmor or SELinux)",
+        (Step::Overlay, Errno::NODEV) => " (the kernel has no overlay file system: modprobe overlay)",
+        (Step::Seccomp, Errno::INVAL) => " (bad program or flags, or a kernel without seccomp)",
+        (Step::Cwd, Errno::XDEV) => " (it is outside of the container's root)",
+        _ => "",
+    };
+    format!("{errno}{hint}")
+}
+
+/// The names that a process's failures need, kept when its plan is dropped.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Names {
+    command: String,
+    cwd: String,
+    label: String,
+}
+
+impl Names {
+    pub fn new(process: &Process) -> Self {
+        let label = if process.apparmor_profile.is_empty() {
+            process.selinux_label.clone()
+        } else {
+            process.apparmor_profile.clone()
+        };
+        Self { command: process.args.first().cloned().unwrap_or_default(), cwd: process.cwd.clone(), label }
+    }
+
+    /// A failure in words; `plan` is at hand until the root is there.
+    pub fn describe(&self, failure: &Failure, plan: Option<&LaunchPlan>) -> Error {
+        let quoted = |text: &str| format!(" {text:?}");
+        let index = usize::from(failure.index);
+        let object = match failure.step {
+            Step::Exec => quoted(&self.command),
+            Step::Cwd | Step::MakeCwd => quoted(&self.cwd),
+            Step::Label | Step::OpenLabel => quoted(&self.label),
+            Step::Limit => format!(" {index} (RLIMIT_ number)"),
+            step => plan.and_then(|plan| name(plan, step, index)).unwrap_or_default(),
+        };
+        let detail = String::from_utf8_lossy(failure.detail.as_bytes());
+        let detail = detail.trim();
+        Error::Step {
+            step: failure.step,
+            object,
+            errno: failure.errno,
+            detail: if detail.is_empty() { String::new() } else { format!(" ({detail})") },
+            exit_code: failure.exit_code(),
+        }
+    }
+}
+
+/// What `index` counts in each step.
+fn name(plan: &LaunchPlan, step: Step, index: usize) -> Option<String> {
+    Some(match step {
+        Step::OpenNamespace | Step::JoinNamespace | Step::JoinPid => {
+            let namespace = plan.namespaces.get(index)?;
+            format!(" {:?} ({})", namespace.path, namespace.kind().as_str_name())
+        }
+        Step::OpenLayer => format!(" {:?}", plan.rootfs.as_ref()?.lower.get(index)?),
+        Step::OpenSource
+        | Step::SourceAttributes
+        | Step::MakeFileSystem
+        | Step::MakeTarget
+        | Step::Attach
+        | Step::MountAttributes => {
+            let mount = plan.mounts.get(index)?;
+            if mount.source.is_empty() {
+                format!(" {:?} ({})", mount.target, mount.kind().as_str_name())
+            } else {
+                format!(" {:?} (from {:?})", mount.target, mount.source)
+            }
+        }
+        Step::MakeDevice => format!(" {:?}", plan.devices.get(index)?.path),
+        Step::Mask => format!(" {:?}", plan.masked_paths.get(index)?),
+        Step::ReadOnly => format!(" {:?}", plan.readonly_paths.get(index)?),
+        Step::Hostname => format!(" {:?}", plan.hostname),
+        Step::Sysctl => {
+            let mut keys: Vec<_> = plan.sysctls.iter().collect();
+            keys.sort_unstable();
+            let (key, value) = keys.get(index)?;
+            format!(" {key}={value}")
+        }
+        _ => return None,
+    })
+}

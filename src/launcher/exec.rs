@@ -1,0 +1,152 @@
+//! A further process in the namespaces, the root and the cgroup of a running init.
+
+use std::convert::Infallible;
+use std::ffi::CStr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::Errno;
+
+use crate::cgroup::Cgroup;
+use crate::proto::plan;
+use crate::sys::clone::Forked;
+use crate::sys::namespace as kind;
+
+use super::channel::{self, Word};
+use super::error::{Error, Names};
+use super::identity::{self, Labels};
+use super::step::{At, Failure, Step, Walk};
+use super::{Stdio, child, console, filesystem, namespace, process};
+
+/// The container to enter.
+#[derive(Debug)]
+pub struct ExecTarget<'a> {
+    /// Of the init. It is the identity: a number could be somebody else's by now.
+    pub pidfd: BorrowedFd<'a>,
+    /// Of the container.
+    pub cgroup: &'a Cgroup,
+}
+
+/// A process that was executed. The caller is its parent, and reaps it.
+#[derive(Debug)]
+pub struct ExecProcess {
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+    /// The master side of its terminal.
+    pub console: Option<OwnedFd>,
+    /// Its own cgroup, to kill it with its descendants; to be removed when it has
+    /// ended. None on a machine without a v2 hierarchy.
+    pub cgroup: Option<Cgroup>,
+}
+
+/// All that a container may have of its own. To join what is shared with the host anyway changes nothing.
+const JOINED: u64 = kind::MOUNT | kind::NETWORK | kind::IPC | kind::UTS | kind::CGROUP;
+
+/// Runs `process` in the container of `target`, in a cgroup of its own named after
+/// `exec_id`; returns when the exec succeeded or failed.
+///
+/// # Errors
+/// The failing step. Nothing is left then: no process, no cgroup.
+pub fn exec(
+    target: &ExecTarget<'_>,
+    process: &plan::Process,
+    exec_id: &str,
+    stdio: Stdio,
+) -> Result<ExecProcess, Error> {
+    let names = Names::new(process);
+    let describe = |failure: Failure| names.describe(&failure, None);
+    let prepared = process::prepare(process)?;
+    identity::make_undumpable().map_err(describe)?;
+    let stdio = stdio.into_array().at(Step::Stdio).map_err(describe)?;
+    let (socket, child_end) = channel::pair().at(Step::Channel).map_err(describe)?;
+    let pidfd = rustix::io::fcntl_dupfd_cloexec(target.pidfd, 3).at(Step::Channel).map_err(describe)?;
+    let mut keep: Vec<RawFd> = stdio.iter().map(AsRawFd::as_raw_fd).collect();
+    keep.extend([child_end.as_raw_fd(), pidfd.as_raw_fd()]);
+    keep.sort_unstable();
+
+    let cgroup = target.cgroup.child(&format!("exec-{exec_id}"))?;
+    let started = (|| {
+        let into = cgroup.as_ref().and_then(Cgroup::fd_for_clone);
+        let forked = namespace::clone_in_pid_namespace(pidfd.as_fd(), 0, into).map_err(describe)?;
+        let Forked::Parent { pid, pidfd: started } = forked else {
+            let stdio = stdio.each_ref().map(AsFd::as_fd);
+            let Err(failure) = walk(&prepared, pidfd.as_fd(), stdio, &keep, child_end.as_fd());
+            child::fail(&failure, child_end.as_fd())
+        };
+        drop(child_end);
+        match converse(target, socket.as_fd(), pid) {
+            Ok(console) => Ok((pid, started, console)),
+            Err(problem) => {
+                child::kill_and_reap(started.as_fd());
+                Err(match problem {
+                    Problem::Step(failure) => names.describe(&failure, None),
+                    Problem::Cgroup(error) => error.into(),
+                })
+            }
+        }
+    })();
+    match started {
+        Ok((pid, pidfd, console)) => Ok(ExecProcess { pid, pidfd, console, cgroup }),
+        Err(error) => {
+            if let Some(cgroup) = cgroup {
+                let _ = cgroup.kill();
+                let _ = cgroup.remove();
+            }
+            Err(error)
+        }
+    }
+}
+
+enum Problem {
+    Step(Failure),
+    Cgroup(crate::cgroup::Error),
+}
+
+/// The parent's side; ends when the child has executed.
+fn converse(target: &ExecTarget<'_>, socket: BorrowedFd<'_>, pid: i32) -> Result<Option<OwnedFd>, Problem> {
+    target.cgroup.add_v1(pid).map_err(Problem::Cgroup)?;
+    channel::allow(socket).at(Step::Talk).map_err(Problem::Step)?;
+    let mut console = None;
+    loop {
+        match channel::hear(socket).at(Step::Talk).map_err(Problem::Step)? {
+            Word::Ready(master) => console = master,
+            Word::Failed(failure) => return Err(Problem::Step(failure)),
+            Word::End => return Ok(console),
+        }
+    }
+}
+
+/// The child's side: no allocation, no lock, no log.
+fn walk(
+    process: &process::Prepared,
+    init: BorrowedFd<'_>,
+    stdio: [BorrowedFd<'_>; 3],
+    keep: &[RawFd],
+    socket: BorrowedFd<'_>,
+) -> Walk<Infallible> {
+    child::begin(keep, socket)?;
+    // Refused with ESRCH when the init has ended. The mount namespace brings its root
+    // and working folder with it.
+    kind::join(init, JOINED).at(Step::JoinNamespace)?;
+    const ROOT: &CStr = c"/";
+    let root = open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).at(Step::OpenRoot)?;
+    let procfs = filesystem::private_procfs()?;
+    identity::set_oom_score(process, procfs.as_fd())?;
+    let labels = Labels::open(process, procfs.as_fd())?;
+    let console = match process.terminal {
+        Some(size) => Some(console::open(root.as_fd(), process.uid.as_raw(), size).at(Step::Console)?),
+        None => None,
+    };
+    child::install_stdio(process, stdio, console.as_ref())?;
+    if let Some(console) = &console {
+        channel::say_ready(socket, Some(console.master.as_fd())).at(Step::Talk)?;
+    }
+    child::close_all_but(socket, labels.descriptors())?;
+    identity::finish(process, &labels)
+}
+
+/// Whether an exec failed because the container has ended.
+#[must_use]
+pub fn target_is_gone(error: &Error) -> bool {
+    matches!(error, Error::Step { step: Step::JoinPid | Step::JoinNamespace | Step::Clone, errno: Errno::SRCH | Errno::NOMEM, .. })
+}

@@ -1,0 +1,126 @@
+//! Which namespaces a container makes, and which it joins.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use rustix::fs::{Mode, OFlags, open};
+
+use crate::proto::plan::{Namespace, namespace::Kind};
+use crate::sys::clone::{Forked, clone3};
+use crate::sys::namespace as kind;
+
+use super::Error;
+use super::overlay::Problem;
+use super::step::{At, Step, Walk};
+
+#[derive(Debug, Default)]
+pub struct Namespaces {
+    /// CLONE_NEW* bits for clone3.
+    made: u64,
+    /// Made by unshare in the child, when it is in its cgroups: the cgroup
+    /// namespace's root is where the process is at that moment.
+    cgroup: bool,
+    pid: Option<(usize, OwnedFd)>,
+    joined: Vec<(usize, u64, OwnedFd)>,
+}
+
+pub fn prepare(namespaces: &[Namespace]) -> Result<Namespaces, Problem> {
+    let mut prepared = Namespaces::default();
+    let mut seen = 0;
+    for (index, namespace) in namespaces.iter().enumerate() {
+        let bad = |reason: &str| Problem::Plan(Error::plan(format!("namespaces[{index}]"), reason));
+        let bit = match Kind::try_from(namespace.kind).map_err(|_| bad("its kind is unknown"))? {
+            Kind::Pid => kind::PID,
+            Kind::Network => kind::NETWORK,
+            Kind::Mount => kind::MOUNT,
+            Kind::Ipc => kind::IPC,
+            Kind::Uts => kind::UTS,
+            Kind::Cgroup => kind::CGROUP,
+            Kind::User => return Err(bad("user namespaces are not supported yet")),
+        };
+        if seen & bit != 0 {
+            return Err(bad("its kind is there twice"));
+        }
+        seen |= bit;
+        if namespace.path.is_empty() {
+            if bit == kind::CGROUP {
+                prepared.cgroup = true;
+            } else {
+                prepared.made |= bit;
+            }
+            continue;
+        }
+        if bit == kind::MOUNT {
+            return Err(bad("a container's mount namespace is always its own; the path must be empty"));
+        }
+        let file = open(namespace.path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .at_index(Step::OpenNamespace, index)?;
+        if bit == kind::PID {
+            prepared.pid = Some((index, file));
+        } else {
+            prepared.joined.push((index, bit, file));
+        }
+    }
+    if prepared.made & kind::MOUNT == 0 {
+        return Err(Problem::Plan(Error::plan("namespaces", "a new mount namespace is missing")));
+    }
+    Ok(prepared)
+}
+
+impl Namespaces {
+    pub fn has_own_uts(&self) -> bool {
+        self.made & kind::UTS != 0
+    }
+
+    pub fn descriptors(&self, into: &mut Vec<RawFd>) {
+        into.extend(self.joined.iter().map(|(_, _, file)| file.as_raw_fd()));
+    }
+
+    /// In the parent.
+    pub fn clone(&self, cgroup: Option<BorrowedFd<'_>>) -> Walk<Forked> {
+        match &self.pid {
+            None => clone3(self.made, cgroup).at(Step::Clone),
+            Some((index, file)) => {
+                let joined = clone_in_pid_namespace(file.as_fd(), self.made, cgroup);
+                joined.map_err(|failure| super::step::Failure {
+                    index: u16::try_from(*index).unwrap_or(u16::MAX),
+                    ..failure
+                })
+            }
+        }
+    }
+
+    /// In the child, when it is in its cgroups.
+    pub fn join(&self) -> Walk<()> {
+        for (index, bit, file) in &self.joined {
+            kind::join(file.as_fd(), *bit).at_index(Step::JoinNamespace, *index)?;
+        }
+        if self.cgroup {
+            kind::unshare(kind::CGROUP).at(Step::CgroupNamespace)?;
+        }
+        Ok(())
+    }
+}
+
+/// A pid namespace is entered by children only: the calling thread joins, clones and
+/// goes back, whatever happened. `target` is a namespace file or a pidfd.
+pub fn clone_in_pid_namespace(
+    target: BorrowedFd<'_>,
+    made: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> Walk<Forked> {
+    let own = open(c"/proc/thread-self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .at(Step::LeavePid)?;
+    kind::join(target, kind::PID).at(Step::JoinPid)?;
+    let forked = clone3(made, cgroup);
+    if matches!(forked, Ok(Forked::Child)) {
+        return Ok(Forked::Child);
+    }
+    let back = kind::join(own.as_fd(), kind::PID).at(Step::LeavePid);
+    match (forked.at(Step::Clone)?, back) {
+        (forked, Ok(())) => Ok(forked),
+        (forked, Err(failure)) => {
+            super::child::discard(forked);
+            Err(failure)
+        }
+    }
+}

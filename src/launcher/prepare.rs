@@ -1,0 +1,178 @@
+//! Turns a plan into what the child needs: C strings, descriptors, arrays. All
+//! allocation of a launch is here, before clone.
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{CWD, Mode, mkdirat};
+use rustix::io::Errno;
+
+use crate::cgroup::Cgroup;
+use crate::proto::plan::{LaunchPlan, mount::Kind};
+
+use super::filesystem::{Parameter, parameter};
+use super::namespace::Namespaces;
+use super::overlay::{self, Problem, Root, Way};
+use super::step::{At, Step};
+use super::{Error, Stdio, device, mount, namespace, plan, process};
+
+#[derive(Debug)]
+pub struct Prepared {
+    pub namespaces: Namespaces,
+    pub hostname: Option<CString>,
+    /// The folder on the host that is the mount point of the root.
+    pub rootfs: CString,
+    pub root: Root,
+    pub readonly_root: bool,
+    pub root_propagation: u64,
+    pub mounts: Vec<mount::Prepared>,
+    pub devices: Vec<device::Prepared>,
+    /// /dev is the container's, not a folder of the host.
+    pub own_dev: bool,
+    pub kcore: bool,
+    pub masked: Vec<CString>,
+    pub mask_options: Vec<Parameter>,
+    pub readonly: Vec<CString>,
+    /// File below procfs, and value.
+    pub sysctls: Vec<(CString, CString)>,
+    /// None: the sandbox's init.
+    pub process: Option<process::Prepared>,
+    pub stdio: [OwnedFd; 3],
+    /// Descriptors that the child keeps, in rising order.
+    pub keep: Vec<RawFd>,
+}
+
+/// What can be said of a plan before anything is made.
+#[derive(Debug)]
+pub struct Checked {
+    namespaces: Namespaces,
+    process: Option<process::Prepared>,
+    devices: Vec<device::Prepared>,
+    masked: Vec<CString>,
+    readonly: Vec<CString>,
+    sysctls: Vec<(CString, CString)>,
+    root_propagation: u64,
+}
+
+pub fn check(plan: &LaunchPlan) -> Result<Checked, Problem> {
+    let process = match (&plan.process, plan.sandbox_init) {
+        (_, true) => None,
+        (Some(process), false) => Some(process::prepare(process).map_err(Problem::Plan)?),
+        (None, false) => return Err(Problem::Plan(Error::plan("process", "it is missing"))),
+    };
+    let paths = |field: &str, paths: &[String]| {
+        paths.iter().map(|path| plan::path(field, path)).collect::<Result<Vec<_>, _>>().map_err(Problem::Plan)
+    };
+    let devices = plan.devices.iter().enumerate().map(|(index, device)| device::prepare(index, device));
+    Ok(Checked {
+        namespaces: namespace::prepare(&plan.namespaces)?,
+        process,
+        devices: devices.collect::<Result<_, _>>().map_err(Problem::Plan)?,
+        masked: paths("masked_paths", &plan.masked_paths)?,
+        readonly: paths("readonly_paths", &plan.readonly_paths)?,
+        sysctls: sysctls(plan).map_err(Problem::Plan)?,
+        root_propagation: mount::propagation(plan.rootfs_propagation, "rootfs_propagation")
+            .map_err(Problem::Plan)?,
+    })
+}
+
+/// The rest: opens the sources of mounts, makes the overlay.
+pub fn prepare(
+    plan: &LaunchPlan,
+    checked: Checked,
+    bundle: &Path,
+    stdio: Stdio,
+    cgroup: &Cgroup,
+    way: Way,
+) -> Result<Prepared, Problem> {
+    let rootfs = bundle.join("rootfs");
+    match mkdirat(CWD, &rootfs, Mode::RWXU) {
+        Err(Errno::EXIST) => {}
+        answer => answer.at(Step::OpenRoot)?,
+    }
+    let (root, readonly_root) = match &plan.rootfs {
+        _ if plan.sandbox_init => (overlay::empty()?, false),
+        Some(rootfs) => (overlay::prepare(rootfs, way)?, rootfs.readonly),
+        None => return Err(Problem::Plan(Error::plan("rootfs", "it is missing"))),
+    };
+    let mounts: &[_] = if plan.sandbox_init { &[] } else { &plan.mounts };
+    let mut prepared = Prepared {
+        hostname: hostname(plan, &checked.namespaces).map_err(Problem::Plan)?,
+        namespaces: checked.namespaces,
+        rootfs: plan::field("bundle", rootfs.as_os_str().as_bytes()).map_err(Problem::Plan)?,
+        root,
+        readonly_root,
+        root_propagation: checked.root_propagation,
+        mounts: mounts
+            .iter()
+            .enumerate()
+            .map(|(index, mount)| mount::prepare(index, mount, cgroup))
+            .collect::<Result<_, _>>()?,
+        devices: checked.devices,
+        own_dev: !mounts.iter().any(|mount| mount.kind() == Kind::Bind && mount.target.trim_end_matches('/') == "/dev"),
+        kcore: Path::new("/proc/kcore").exists(),
+        masked: checked.masked,
+        mask_options: ["size=4k", "mode=755"].into_iter().filter_map(parameter).collect(),
+        readonly: checked.readonly,
+        sysctls: checked.sysctls,
+        process: checked.process,
+        stdio: stdio.into_array().at(Step::Stdio)?,
+        keep: Vec::new(),
+    };
+    let mut keep = Vec::new();
+    prepared.namespaces.descriptors(&mut keep);
+    keep.extend(prepared.root.descriptor());
+    prepared.mounts.iter().for_each(|mount| mount.descriptors(&mut keep));
+    keep.extend(prepared.stdio.iter().map(AsRawFd::as_raw_fd));
+    prepared.keep = keep;
+    Ok(prepared)
+}
+
+impl Prepared {
+    /// The channel is made last.
+    pub fn keep(&mut self, fd: RawFd) {
+        self.keep.push(fd);
+        self.keep.sort_unstable();
+    }
+}
+
+fn hostname(plan: &LaunchPlan, namespaces: &Namespaces) -> Result<Option<CString>, Error> {
+    if plan.hostname.is_empty() {
+        return Ok(None);
+    }
+    if !namespaces.has_own_uts() {
+        return Err(Error::plan("hostname", "it would be set in a uts namespace that is not the container's own"));
+    }
+    plan::field("hostname", plan.hostname.as_str()).map(Some)
+}
+
+/// In the order of their keys, which is that of [`super::error`]'s index. Keys have dots for slashes, as
+/// sysctl(8) writes them; in "net/ipv4/conf/eth0.1/forwarding" the slash comes first and they change roles.
+fn sysctls(plan: &LaunchPlan) -> Result<Vec<(CString, CString)>, Error> {
+    let mut sorted: Vec<_> = plan.sysctls.iter().collect();
+    sorted.sort_unstable();
+    sorted
+        .into_iter()
+        .map(|(key, value)| {
+            let field = format!("sysctls[{key:?}]");
+            let slash_first = key.find(['.', '/']).is_some_and(|at| key.get(at..=at) == Some("/"));
+            let path = if slash_first {
+                key.clone()
+            } else {
+                key.chars()
+                    .map(|letter| match letter {
+                        '.' => '/',
+                        '/' => '.',
+                        other => other,
+                    })
+                    .collect()
+            };
+            if path.split('/').any(|name| matches!(name, "" | "." | "..")) {
+                return Err(Error::plan(field, "it is not the name of a sysctl"));
+            }
+            Ok((plan::field(&field, format!("sys/{path}"))?, plan::field(&field, value.as_str())?))
+        })
+        .collect()
+}
