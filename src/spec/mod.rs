@@ -1,1 +1,186 @@
-//! spec
+//! What to run: an image's config and a CRI request merged into an OCI runtime
+//! spec, and that spec turned into the numeric [`LaunchPlan`] of the shim.
+//!
+//! In two steps, so that edits of the spec between them (CDI, NRI) take effect:
+//!
+//! 1. [`build`] merges and checks everything; it reads host files (device nodes,
+//!    seccomp profiles, the mount table) and changes nothing.
+//! 2. [`plan`] turns the spec into a plan: pure, besides compiling seccomp.
+//!
+//! The order of merges is in `build.rs`; each other file is one part of the spec.
+//! This module never writes to the host, except [`prepare_host_paths`], which is
+//! called by name.
+
+mod build;
+mod capability;
+mod devices;
+mod error;
+mod exec;
+mod host;
+mod mounts;
+mod namespaces;
+mod plan;
+mod plan_mounts;
+mod process;
+mod resources;
+mod seccomp;
+mod seccomp_compile;
+mod security;
+mod signal;
+mod user;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+pub use oci_spec::runtime::Spec;
+
+use crate::proto::{cri, plan as wire};
+
+pub use self::{
+    build::build,
+    error::Error,
+    exec::exec_process,
+    host::Host,
+    mounts::prepare_host_paths,
+    plan::plan,
+    resources::{resources, update_resources},
+    signal::{parse_signal, signal_number},
+};
+
+/// What [`build`] is made from.
+#[derive(Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The container's id, 64 hex digits.
+    pub id: &'a str,
+    pub sandbox: &'a SandboxView,
+    pub request: &'a cri::ContainerConfig,
+    pub image: &'a ImageView,
+    pub rootfs: &'a RootfsView,
+    /// Reads a file of the image by absolute path (`/etc/passwd`, `/etc/group`):
+    /// bounded, regular files only, links resolved inside the image. `None`: the
+    /// image has no such file.
+    pub read_image_file: &'a dyn Fn(&str) -> io::Result<Option<Vec<u8>>>,
+    /// Where the folders of the image's volumes are made, `ROOT/containers/ID/volumes`.
+    pub volumes_dir: &'a Path,
+    pub host: &'a Host,
+}
+
+impl std::fmt::Debug for Inputs<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inputs").field("id", &self.id).field("image", &self.image.name).finish_non_exhaustive()
+    }
+}
+
+/// The sandbox, as far as its containers see it. Paths are absolute host paths.
+#[derive(Clone, Debug, Default)]
+pub struct SandboxView {
+    pub id: String,
+    /// The config the sandbox was made with.
+    pub config: cri::PodSandboxConfig,
+    /// The pod's host name: of the request, or of the node when that has none.
+    pub hostname: String,
+    /// Pinned namespaces; `None`: the pod uses the host's.
+    pub net_ns: Option<PathBuf>,
+    pub ipc_ns: Option<PathBuf>,
+    pub uts_ns: Option<PathBuf>,
+    /// The PID namespace that the pod's containers share, `/proc/PID/ns/pid` of the
+    /// sandbox's init; `None`: the pod shares none.
+    pub pid_ns: Option<PathBuf>,
+    /// The PID namespace of the container that the request's `target_id` names; set
+    /// by the caller when the request asks for mode TARGET.
+    pub target_pid_ns: Option<PathBuf>,
+    /// The pod's `/dev/shm`; `None`: a tmpfs of the container's own.
+    pub shm: Option<PathBuf>,
+    /// Files bound into `/etc`; `None`: the image's own stays.
+    pub resolv_conf: Option<PathBuf>,
+    pub hostname_file: Option<PathBuf>,
+    pub hosts: Option<PathBuf>,
+    /// The pod's cgroup below the root of each hierarchy: "/berth/pod1".
+    pub cgroup_parent: String,
+}
+
+/// An image's config, as far as it says how to run. Written by whoever made the
+/// image: nothing in it is trusted.
+#[derive(Clone, Debug, Default)]
+pub struct ImageView {
+    /// What the user calls the image; for messages.
+    pub name: String,
+    /// "KEY=value"
+    pub env: Vec<String>,
+    pub entrypoint: Vec<String>,
+    pub cmd: Vec<String>,
+    pub user: String,
+    pub working_dir: String,
+    /// Container paths.
+    pub volumes: Vec<String>,
+    /// A name ("SIGQUIT", "QUIT", "RTMIN+3"), a number, or empty.
+    pub stop_signal: String,
+}
+
+/// The folders of the overlay. Absolute host paths.
+#[derive(Clone, Debug, Default)]
+pub struct RootfsView {
+    /// Layers, the top one first.
+    pub lower: Vec<PathBuf>,
+    pub upper: PathBuf,
+    pub work: PathBuf,
+}
+
+/// What the plan needs besides the spec.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    pub id: &'a str,
+    pub rootfs: &'a RootfsView,
+    /// Absolute; `None`: output is discarded.
+    pub log_path: Option<&'a Path>,
+    pub stdin: bool,
+    pub stdin_once: bool,
+}
+
+/// What [`build`] made.
+#[derive(Clone, Debug)]
+pub struct Built {
+    /// The bundle's config.json.
+    pub spec: Spec,
+    /// The plan of that spec. After an edit of the spec make it anew with [`plan`].
+    pub plan: wire::LaunchPlan,
+    /// A signal number, 1 to 64.
+    pub stop_signal: i32,
+    /// The user, for ContainerStatus: supplemental groups with the primary one.
+    pub user: cri::LinuxContainerUser,
+    /// Volumes of the image that no request mount covers: the caller makes each host
+    /// folder and copies the image's content up.
+    pub volumes: Vec<Volume>,
+    /// The container's log file; `None`: no logging was asked for.
+    pub log_path: Option<PathBuf>,
+    /// What was asked for and is done differently; for the log, once.
+    pub warnings: Vec<String>,
+}
+
+/// A volume that the image declares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Absolute path in the container and in the image.
+    pub container_path: String,
+    /// Folder on the host, below [`Inputs::volumes_dir`].
+    pub host_path: PathBuf,
+}
+
+/// The init of a sandbox that shares one PID namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct SandboxInit<'a> {
+    /// The sandbox's id, 64 hex digits.
+    pub id: &'a str,
+    /// `None`: the host's.
+    pub net_ns: Option<&'a Path>,
+    pub ipc_ns: Option<&'a Path>,
+    pub uts_ns: Option<&'a Path>,
+    pub cgroup_parent: &'a str,
+}
+
+pub use self::build::sandbox_plan;
