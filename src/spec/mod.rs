@@ -22,6 +22,7 @@ mod namespaces;
 mod plan;
 mod plan_mounts;
 mod process;
+mod propagation;
 mod resources;
 mod seccomp;
 mod seccomp_compile;

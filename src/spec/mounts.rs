@@ -1,0 +1,298 @@
+//! Mounts: the defaults, the pod's files, the request's and the image's volumes.
+//!
+//! First the defaults that nothing replaces; then the rest by depth, so that a
+//! mount never hides one that was asked for below it. Later files of this module
+//! only read the host; [`prepare_host_paths`] alone writes.
+
+use std::{
+    fs, io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::Mount;
+
+use super::{Error, Inputs, Volume, propagation};
+use crate::proto::cri::{self, ContainerConfig, MountPropagation, NamespaceMode};
+
+const PROC_MAGIC: u64 = 0x9fa0;
+
+/// Files of /proc over which a mount is allowed, as lxcfs does it. Anything else
+/// below /proc could deceive what later runs in the container (CVE-2019-19921).
+const PROC_FILES: [&str; 9] = [
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/slabinfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/uptime",
+];
+
+/// Options that a request may add to a mount; they only take rights away.
+const EXTRA_OPTIONS: [&str; 8] =
+    ["nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow"];
+
+/// The mounts of a container.
+#[derive(Debug)]
+pub(super) struct Mounts {
+    pub mounts: Vec<Mount>,
+    pub volumes: Vec<Volume>,
+    /// "rshared" or "rslave" when a mount wants to see or to be seen by the host's.
+    pub rootfs_propagation: Option<&'static str>,
+}
+
+pub(super) fn mounts(inputs: &Inputs<'_>, warnings: &mut Vec<String>) -> Result<Mounts, Error> {
+    let asked = inputs.request.mounts.iter().map(|m| requested(m, inputs, warnings)).collect::<Result<Vec<_>, _>>()?;
+    let rootfs_propagation = asked.iter().filter_map(|a| a.rootfs_propagation).min();
+    let mut rest: Vec<Mount> = asked.into_iter().map(|a| a.mount).collect();
+    let targets: Vec<PathBuf> = rest.iter().map(|m| m.destination().clone()).collect();
+    let is_free = |path: &str| !targets.iter().any(|target| target == Path::new(path));
+
+    for extra in pod_mounts(inputs) {
+        if is_free(&extra.destination().to_string_lossy()) {
+            rest.push(extra);
+        }
+    }
+    let volumes = volumes(inputs, is_free)?;
+    rest.extend(volumes.iter().map(|v| bind(&v.host_path, &v.container_path, &["rbind", "rprivate", "rw"])));
+    rest.sort_by_key(|mount| mount.destination().components().count());
+
+    // A target at or above a default replaces it: it would be hidden.
+    let mut mounts = defaults(inputs);
+    mounts.retain(|default| !rest.iter().any(|mount| default.destination().starts_with(mount.destination())));
+    mounts.extend(rest);
+    Ok(Mounts {
+        mounts,
+        volumes,
+        rootfs_propagation,
+    })
+}
+
+fn defaults(inputs: &Inputs<'_>) -> Vec<Mount> {
+    let privileged = super::context(inputs.request).is_some_and(|context| context.privileged);
+    let access = if privileged { "rw" } else { "ro" };
+    [
+        ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"][..]),
+        ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        (
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
+        ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
+        ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
+        ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
+    ]
+    .into_iter()
+    .map(|(target, kind, source, options)| mount(target, kind, Path::new(source), options))
+    .collect()
+}
+
+/// The pod's own files. Read-only when the container's root is.
+fn pod_mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
+    let (sandbox, context) = (inputs.sandbox, super::context(inputs.request));
+    let access = if context.is_some_and(|context| context.readonly_rootfs) { "ro" } else { "rw" };
+    let files = [
+        ("/etc/hostname", &sandbox.hostname_file),
+        ("/etc/hosts", &sandbox.hosts),
+        ("/etc/resolv.conf", &sandbox.resolv_conf),
+    ];
+    let mut mounts: Vec<Mount> = files
+        .into_iter()
+        .filter_map(|(target, file)| Some(bind(file.as_ref()?, target, &["rbind", "rprivate", access])))
+        .collect();
+    let shm = if super::namespaces::options(inputs).ipc() == NamespaceMode::Node {
+        Some(Path::new("/dev/shm"))
+    } else {
+        sandbox.shm.as_deref()
+    };
+    mounts.extend(shm.map(|shm| bind(shm, "/dev/shm", &["rbind", "rprivate", "rw"])));
+    mounts
+}
+
+struct Requested {
+    mount: Mount,
+    rootfs_propagation: Option<&'static str>,
+}
+
+/// One mount of the request.
+fn requested(asked: &cri::Mount, inputs: &Inputs<'_>, warnings: &mut Vec<String>) -> Result<Requested, Error> {
+    let field = |name: &str| format!("mounts[{:?}].{name}", asked.container_path);
+    refuse(asked)?;
+    let target = target_of(&asked.container_path).map_err(|message| Error::invalid(field("container_path"), message))?;
+    let source = Path::new(&asked.host_path);
+    check_proc(&target, source).map_err(|message| Error::invalid(field("container_path"), message))?;
+
+    let propagation = MountPropagation::try_from(asked.propagation)
+        .map_err(|_| Error::invalid(field("propagation"), format!("{} is not one of the CRI", asked.propagation)))?;
+    let (flow, rootfs_propagation) = match propagation {
+        MountPropagation::PropagationPrivate => ("rprivate", None),
+        MountPropagation::PropagationHostToContainer => {
+            propagation::check(source, &["shared:", "master:"], "shared or slave", &field("propagation"))?;
+            ("rslave", Some("rslave"))
+        }
+        MountPropagation::PropagationBidirectional => {
+            propagation::check(source, &["shared:"], "shared", &field("propagation"))?;
+            // Sorts before "rslave", which it must win over.
+            ("rshared", Some("rshared"))
+        }
+    };
+    let access = match (asked.readonly, asked.recursive_read_only) {
+        (false, false) => "rw",
+        (true, false) => "ro",
+        (false, true) => {
+            return Err(Error::invalid(field("recursive_read_only"), "readonly is false; set both"));
+        }
+        (true, true) if propagation != MountPropagation::PropagationPrivate => {
+            return Err(Error::invalid(field("recursive_read_only"), "only possible with private propagation"));
+        }
+        (true, true) => "rro",
+    };
+    let mut options = vec!["rbind", flow, access];
+    for option in &asked.mount_options {
+        match EXTRA_OPTIONS.iter().find(|known| *known == option) {
+            Some(known) => options.push(known),
+            None => {
+                return Err(Error::invalid(
+                    field("mount_options"),
+                    format!("{option:?} is none of {}", EXTRA_OPTIONS.join(", ")),
+                ));
+            }
+        }
+    }
+    if asked.selinux_relabel && inputs.host.selinux {
+        warnings.push(format!("{}: files are not relabelled yet", field("selinux_relabel")));
+    }
+    Ok(Requested {
+        mount: bind(source, &target, &options),
+        rootfs_propagation,
+    })
+}
+
+/// What a mount must not ask for.
+fn refuse(asked: &cri::Mount) -> Result<(), Error> {
+    let field = |name: &str| format!("mounts[{:?}].{name}", asked.container_path);
+    if asked.image.is_some() {
+        return Err(Error::unsupported(field("image"), "image volumes are not there yet; copy the files in an init container"));
+    }
+    if !asked.image_sub_path.is_empty() {
+        return Err(Error::invalid(field("image_sub_path"), "only possible together with image"));
+    }
+    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
+        return Err(Error::unsupported(
+            field("uidMappings"),
+            "user namespaces are not there yet; set hostUsers: true in the pod",
+        ));
+    }
+    if !asked.host_path.starts_with('/') || asked.host_path.contains('\0') {
+        return Err(Error::invalid(field("host_path"), format!("{:?} is not an absolute path", asked.host_path)));
+    }
+    Ok(())
+}
+
+/// The target of a mount: absolute, without "." and "..", never the root.
+fn target_of(path: &str) -> Result<String, String> {
+    if path.is_empty() || path.contains('\0') {
+        return Err(format!("{path:?} is not a path"));
+    }
+    match clean(path).as_str() {
+        "/" => Err("the container's root cannot be mounted over".into()),
+        target => Ok(target.to_owned()),
+    }
+}
+
+fn check_proc(target: &str, source: &Path) -> Result<(), String> {
+    if target == "/proc" {
+        let found = rustix::fs::statfs(source).map_err(|e| format!("statfs {}: {e}", source.display()))?;
+        return match u64::try_from(found.f_type) {
+            Ok(PROC_MAGIC) => Ok(()),
+            _ => Err(format!("{} is not a proc file system; only one may be mounted there", source.display())),
+        };
+    }
+    if target.starts_with("/proc/") && !PROC_FILES.contains(&target) {
+        return Err(format!("a mount inside /proc is only possible over one of {}", PROC_FILES.join(", ")));
+    }
+    Ok(())
+}
+
+/// The image's volumes that the request does not mount itself, in the order of
+/// their paths; the folders are numbered in it.
+fn volumes(inputs: &Inputs<'_>, is_free: impl Fn(&str) -> bool) -> Result<Vec<Volume>, Error> {
+    let mut targets = Vec::new();
+    for path in &inputs.image.volumes {
+        let wrong = |message: String| Error::Image {
+            image: inputs.image.name.clone(),
+            message: format!("volume {path:?}: {message}"),
+        };
+        let target = target_of(path).map_err(wrong)?;
+        check_proc(&target, inputs.volumes_dir).map_err(wrong)?;
+        if is_free(&target) {
+            targets.push(target);
+        }
+    }
+    targets.sort_unstable();
+    targets.dedup();
+    let numbered = targets.into_iter().enumerate().map(|(number, container_path)| Volume {
+        container_path,
+        host_path: inputs.volumes_dir.join(number.to_string()),
+    });
+    Ok(numbered.collect())
+}
+
+fn bind(source: &Path, target: &str, options: &[&str]) -> Mount {
+    mount(target, "bind", source, options)
+}
+
+fn mount(target: &str, kind: &str, source: &Path, options: &[&str]) -> Mount {
+    let mut mount = Mount::default();
+    mount
+        .set_destination(target.into())
+        .set_typ(Some(kind.to_owned()))
+        .set_source(Some(source.to_owned()))
+        .set_options(Some(options.iter().map(|option| (*option).to_owned()).collect()));
+    mount
+}
+
+/// An absolute path without ".", ".." and doubled slashes, by its letters alone.
+pub(super) fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            name => parts.push(name),
+        }
+    }
+    format!("/{}", parts.join("/"))
+}
+
+/// Makes a folder for each host path of the request's mounts that does not exist,
+/// as containerd does for the kubelet, and returns those it made. Links are
+/// followed. Call it before [`super::build`], which looks at these paths.
+pub fn prepare_host_paths(request: &ContainerConfig) -> Result<Vec<PathBuf>, Error> {
+    let mut made = Vec::new();
+    for mount in &request.mounts {
+        refuse(mount)?;
+        let path = PathBuf::from(&mount.host_path);
+        match fs::metadata(&path) {
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let mut builder = fs::DirBuilder::new();
+                builder.recursive(true).mode(0o755);
+                builder.create(&path).map_err(Error::io("make the missing host folder", &path))?;
+                made.push(path);
+            }
+            Err(e) => return Err(Error::io("look at the host path", path)(e)),
+        }
+    }
+    Ok(made)
+}
+
+#[cfg(test)]
+#[path = "tests/mounts.rs"]
+mod tests;
