@@ -75,7 +75,10 @@ const DEFAULT: [&str; 14] = [
 pub(super) fn bit(name: &str) -> Option<u64> {
     let upper = name.to_ascii_uppercase();
     let plain = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    NAMES.iter().position(|known| *known == plain).map(|number| 1 << number)
+    NAMES
+        .iter()
+        .position(|known| *known == plain)
+        .map(|number| 1 << number)
 }
 
 fn bits_of(capabilities: Option<&Capabilities>) -> u64 {
@@ -85,14 +88,22 @@ fn bits_of(capabilities: Option<&Capabilities>) -> u64 {
 
 /// The names of a set, "CAP_" in front.
 fn describe(set: u64) -> String {
-    let names = NAMES.iter().enumerate().filter(|(number, _)| set & (1 << number) != 0);
+    let names = NAMES
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| set & (1 << number) != 0);
     let names: Vec<String> = names.map(|(_, name)| format!("CAP_{name}")).collect();
     names.join(", ")
 }
 
 fn set_of(bits: u64) -> Capabilities {
-    let names = NAMES.iter().enumerate().filter(|(number, _)| bits & (1 << number) != 0);
-    names.filter_map(|(_, name)| name.parse::<Capability>().ok()).collect::<HashSet<_>>()
+    let names = NAMES
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| bits & (1 << number) != 0);
+    names
+        .filter_map(|(_, name)| name.parse::<Capability>().ok())
+        .collect::<HashSet<_>>()
 }
 
 /// The sets of a request, in this order: ALL added, ALL dropped, each added, each
@@ -114,17 +125,27 @@ pub(super) fn of_request(
     let drop = Named::parse(&format!("{FIELD}.drop_capabilities"), &asked.drop_capabilities)?;
     let ambient_field = format!("{FIELD}.add_ambient_capabilities");
     let ambient = Named::parse(&ambient_field, &asked.add_ambient_capabilities)?;
-    let ambient = if ambient.all { host.capabilities } else { ambient.bits };
+    let ambient = if ambient.all {
+        host.capabilities
+    } else {
+        ambient.bits
+    };
 
     let missing = (add.bits | ambient) & !host.capabilities;
     if missing != 0 {
         return Err(Error::precondition(
             format!("{FIELD}.add_capabilities"),
-            format!("berthd itself does not hold {}, so it cannot give it away", describe(missing)),
+            format!(
+                "berthd itself does not hold {}, so it cannot give it away",
+                describe(missing)
+            ),
         ));
     }
     // A default that the agent lacks is no error: nobody asked for it.
-    let mut set = DEFAULT.iter().filter_map(|name| bit(name)).fold(0, |set, bit| set | bit);
+    let mut set = DEFAULT
+        .iter()
+        .filter_map(|name| bit(name))
+        .fold(0, |set, bit| set | bit);
     if add.all {
         set = host.capabilities;
     }
@@ -166,7 +187,10 @@ impl Named {
                 named.all = true;
             } else {
                 named.bits |= bit(name).ok_or_else(|| {
-                    Error::invalid(field, format!("{name:?} is not a capability; see capabilities(7)"))
+                    Error::invalid(
+                        field,
+                        format!("{name:?} is not a capability; see capabilities(7)"),
+                    )
                 })?;
             }
         }
@@ -235,7 +259,11 @@ mod tests {
         for (add, drop, expected) in [
             (&[][..], &[][..], DEFAULT_BITS),
             (&["SYS_ADMIN"], &[], DEFAULT_BITS | admin),
-            (&["cap_sys_admin"], &["Net_Raw"], (DEFAULT_BITS | admin) & !net_raw),
+            (
+                &["cap_sys_admin"],
+                &["Net_Raw"],
+                (DEFAULT_BITS | admin) & !net_raw,
+            ),
             (&["ALL"], &["CHOWN"], ALL & !chown),
             (&["CHOWN"], &["all"], chown),
             (&["ALL"], &["ALL"], 0),
@@ -248,7 +276,10 @@ mod tests {
     #[test]
     fn what_the_agent_lacks() {
         let resource = 1 << 24;
-        assert_eq!(bounding_of(&["ALL"], &[], ALL & !resource).unwrap(), ALL & !resource);
+        assert_eq!(
+            bounding_of(&["ALL"], &[], ALL & !resource).unwrap(),
+            ALL & !resource
+        );
         assert_eq!(bounding_of(&[], &[], 1).unwrap(), 1);
         let error = bounding_of(&["SYS_RESOURCE"], &[], ALL & !resource).unwrap_err();
         assert_eq!(error.kind(), Kind::FailedPrecondition);
@@ -267,7 +298,10 @@ mod tests {
         let mut context = cri::LinuxContainerSecurityContext::default();
         let plain = plan(Some(&of_request(&context, &host()).unwrap()));
         assert_eq!((plain.inheritable, plain.ambient), (0, 0));
-        assert_eq!((plain.effective, plain.permitted), (plain.bounding, plain.bounding));
+        assert_eq!(
+            (plain.effective, plain.permitted),
+            (plain.bounding, plain.bounding)
+        );
         let mut asked = cri::Capability {
             add_ambient_capabilities: vec!["NET_ADMIN".into()],
             ..Default::default()

@@ -13,8 +13,14 @@ use crate::proto::cri;
 
 /// Nodes that every container has: name in /dev, major, minor, all character devices
 /// (runtime spec, "Default Devices"). /dev/console and /dev/ptmx are the launcher's.
-pub(super) const DEFAULT_NODES: [(&str, u32, u32); 6] =
-    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+pub(super) const DEFAULT_NODES: [(&str, u32, u32); 6] = [
+    ("null", 1, 3),
+    ("zero", 1, 5),
+    ("full", 1, 7),
+    ("random", 1, 8),
+    ("urandom", 1, 9),
+    ("tty", 5, 0),
+];
 
 /// Folders of /dev that are file systems of their own, or other tools' private state.
 const NOT_DEVICES: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
@@ -32,13 +38,20 @@ pub(super) fn devices(inputs: &Inputs<'_>) -> Result<Devices, Error> {
     if let Some(device) = inputs.request.cdi_devices.first() {
         return Err(Error::unsupported(
             "CDI_devices",
-            format!("CDI is not there yet, so device {:?} cannot be given", device.name),
+            format!(
+                "CDI is not there yet, so device {:?} cannot be given",
+                device.name
+            ),
         ));
     }
     let privileged = super::context(inputs.request).is_some_and(|context| context.privileged);
     let mut made = Devices {
         nodes: Vec::new(),
-        rules: if privileged { vec![rule(true, None, None, None, "rwm")] } else { default_rules() },
+        rules: if privileged {
+            vec![rule(true, None, None, None, "rwm")]
+        } else {
+            default_rules()
+        },
     };
     if privileged {
         let mut found = Vec::new();
@@ -52,7 +65,13 @@ pub(super) fn devices(inputs: &Inputs<'_>) -> Result<Devices, Error> {
             made.nodes.push(node.to_oci());
             if !privileged && node.kind != LinuxDeviceType::P {
                 let (major, minor) = (i64::from(node.major), i64::from(node.minor));
-                made.rules.push(rule(true, Some(node.kind), Some(major), Some(minor), &asked.permissions));
+                made.rules.push(rule(
+                    true,
+                    Some(node.kind),
+                    Some(major),
+                    Some(minor),
+                    &asked.permissions,
+                ));
             }
         }
     }
@@ -72,9 +91,16 @@ fn requested(asked: &cri::Device) -> Result<Vec<Node>, Error> {
     if !asked.host_path.starts_with('/') {
         return Err(Error::invalid(field("host_path"), "not an absolute path"));
     }
-    let target = if asked.container_path.is_empty() { &asked.host_path } else { &asked.container_path };
+    let target = if asked.container_path.is_empty() {
+        &asked.host_path
+    } else {
+        &asked.container_path
+    };
     if !target.starts_with('/') || clean(target) == "/" {
-        return Err(Error::invalid(field("container_path"), format!("{target:?} is not the path of a device")));
+        return Err(Error::invalid(
+            field("container_path"),
+            format!("{target:?} is not the path of a device"),
+        ));
     }
     let (source, target) = (Path::new(&asked.host_path), PathBuf::from(clean(target)));
     let found = fs::metadata(source).map_err(Error::io("look at the device", source))?;
@@ -85,7 +111,10 @@ fn requested(asked: &cri::Device) -> Result<Vec<Node>, Error> {
     }
     match Node::of(&found, target) {
         Some(node) => Ok(vec![node]),
-        None => Err(Error::invalid(field("host_path"), "neither a device nor a folder")),
+        None => Err(Error::invalid(
+            field("host_path"),
+            "neither a device nor a folder",
+        )),
     }
 }
 
@@ -173,7 +202,13 @@ fn default_rules() -> Vec<LinuxDeviceCgroup> {
         rule(true, b, None, None, "m"),
     ];
     for (_, major, minor) in DEFAULT_NODES {
-        rules.push(rule(true, c, Some(i64::from(major)), Some(i64::from(minor)), "rwm"));
+        rules.push(rule(
+            true,
+            c,
+            Some(i64::from(major)),
+            Some(i64::from(minor)),
+            "rwm",
+        ));
     }
     // /dev/pts/N and /dev/ptmx.
     rules.push(rule(true, c, Some(136), None, "rwm"));
@@ -232,9 +267,15 @@ mod tests {
         let made = made(&[device("/dev/zero", "/dev/other", "rw")]).unwrap();
         let node = &made.nodes[0];
         assert_eq!(node.path(), Path::new("/dev/other"));
-        assert_eq!((node.major(), node.minor(), node.typ()), (1, 5, LinuxDeviceType::C));
+        assert_eq!(
+            (node.major(), node.minor(), node.typ()),
+            (1, 5, LinuxDeviceType::C)
+        );
         let rule = made.rules.last().unwrap();
-        assert_eq!((rule.allow(), rule.major(), rule.minor()), (true, Some(1), Some(5)));
+        assert_eq!(
+            (rule.allow(), rule.major(), rule.minor()),
+            (true, Some(1), Some(5))
+        );
         assert_eq!(rule.access().as_deref(), Some("rw"));
     }
 
@@ -293,7 +334,11 @@ mod tests {
         let mut case = Case::new();
         case.context().privileged = true;
         let made = case.with(|inputs| devices(inputs)).unwrap();
-        assert!(made.nodes.iter().any(|node| node.path() == Path::new("/dev/null")));
+        assert!(
+            made.nodes
+                .iter()
+                .any(|node| node.path() == Path::new("/dev/null"))
+        );
         assert!(!made.nodes.iter().any(|node| node.path().starts_with("/dev/pts")));
         assert_eq!(made.rules.len(), 1);
         assert!(made.rules[0].allow() && made.rules[0].typ().is_none());

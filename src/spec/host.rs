@@ -120,7 +120,10 @@ fn held_capabilities() -> Result<u64, Error> {
 /// The agent's own cgroup in the v2 hierarchy, as a path.
 fn own_v2_cgroup() -> Result<PathBuf, Error> {
     let table = read("/proc/self/cgroup")?;
-    let own = table.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let own = table
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .unwrap_or_default();
     Ok(Path::new("/sys/fs/cgroup").join(own))
 }
 

@@ -43,7 +43,7 @@ pub use oci_spec::runtime::Spec;
 use crate::proto::{cri, plan as wire};
 
 pub use self::{
-    build::build,
+    build::{build, sandbox_plan},
     error::Error,
     exec::exec_process,
     host::Host,
@@ -73,7 +73,10 @@ pub struct Inputs<'a> {
 
 impl std::fmt::Debug for Inputs<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inputs").field("id", &self.id).field("image", &self.image.name).finish_non_exhaustive()
+        f.debug_struct("Inputs")
+            .field("id", &self.id)
+            .field("image", &self.image.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -184,4 +187,7 @@ pub struct SandboxInit<'a> {
     pub cgroup_parent: &'a str,
 }
 
-pub use self::build::sandbox_plan;
+/// The security context of a request.
+fn context(request: &cri::ContainerConfig) -> Option<&cri::LinuxContainerSecurityContext> {
+    request.linux.as_ref()?.security_context.as_ref()
+}

@@ -32,8 +32,16 @@ const PROC_FILES: [&str; 9] = [
 ];
 
 /// Options that a request may add to a mount; they only take rights away.
-const EXTRA_OPTIONS: [&str; 8] =
-    ["nosuid", "nodev", "noexec", "noatime", "nodiratime", "relatime", "strictatime", "nosymfollow"];
+const EXTRA_OPTIONS: [&str; 8] = [
+    "nosuid",
+    "nodev",
+    "noexec",
+    "noatime",
+    "nodiratime",
+    "relatime",
+    "strictatime",
+    "nosymfollow",
+];
 
 /// The mounts of a container.
 #[derive(Debug)]
@@ -45,7 +53,12 @@ pub(super) struct Mounts {
 }
 
 pub(super) fn mounts(inputs: &Inputs<'_>, warnings: &mut Vec<String>) -> Result<Mounts, Error> {
-    let asked = inputs.request.mounts.iter().map(|m| requested(m, inputs, warnings)).collect::<Result<Vec<_>, _>>()?;
+    let asked = inputs
+        .request
+        .mounts
+        .iter()
+        .map(|m| requested(m, inputs, warnings))
+        .collect::<Result<Vec<_>, _>>()?;
     let rootfs_propagation = asked.iter().filter_map(|a| a.rootfs_propagation).min();
     let mut rest: Vec<Mount> = asked.into_iter().map(|a| a.mount).collect();
     let targets: Vec<PathBuf> = rest.iter().map(|m| m.destination().clone()).collect();
@@ -57,12 +70,20 @@ pub(super) fn mounts(inputs: &Inputs<'_>, warnings: &mut Vec<String>) -> Result<
         }
     }
     let volumes = volumes(inputs, is_free)?;
-    rest.extend(volumes.iter().map(|v| bind(&v.host_path, &v.container_path, &["rbind", "rprivate", "rw"])));
+    rest.extend(
+        volumes
+            .iter()
+            .map(|v| bind(&v.host_path, &v.container_path, &["rbind", "rprivate", "rw"])),
+    );
     rest.sort_by_key(|mount| mount.destination().components().count());
 
     // A target at or above a default replaces it: it would be hidden.
     let mut mounts = defaults(inputs);
-    mounts.retain(|default| !rest.iter().any(|mount| default.destination().starts_with(mount.destination())));
+    mounts.retain(|default| {
+        !rest
+            .iter()
+            .any(|mount| default.destination().starts_with(mount.destination()))
+    });
     mounts.extend(rest);
     Ok(Mounts {
         mounts,
@@ -76,17 +97,39 @@ fn defaults(inputs: &Inputs<'_>) -> Vec<Mount> {
     let access = if privileged { "rw" } else { "ro" };
     [
         ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"][..]),
-        ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        (
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            &["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
         (
             "/dev/pts",
             "devpts",
             "devpts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+            &[
+                "nosuid",
+                "noexec",
+                "newinstance",
+                "ptmxmode=0666",
+                "mode=0620",
+                "gid=5",
+            ],
         ),
-        ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        (
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"],
+        ),
         ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]),
-        ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
+        (
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            &["nosuid", "noexec", "nodev", "relatime", access],
+        ),
     ]
     .into_iter()
     .map(|(target, kind, source, options)| mount(target, kind, Path::new(source), options))
@@ -96,7 +139,11 @@ fn defaults(inputs: &Inputs<'_>) -> Vec<Mount> {
 /// The pod's own files. Read-only when the container's root is.
 fn pod_mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
     let (sandbox, context) = (inputs.sandbox, super::context(inputs.request));
-    let access = if context.is_some_and(|context| context.readonly_rootfs) { "ro" } else { "rw" };
+    let access = if context.is_some_and(|context| context.readonly_rootfs) {
+        "ro"
+    } else {
+        "rw"
+    };
     let files = [
         ("/etc/hostname", &sandbox.hostname_file),
         ("/etc/hosts", &sandbox.hosts),
@@ -121,19 +168,33 @@ struct Requested {
 }
 
 /// One mount of the request.
-fn requested(asked: &cri::Mount, inputs: &Inputs<'_>, warnings: &mut Vec<String>) -> Result<Requested, Error> {
+fn requested(
+    asked: &cri::Mount,
+    inputs: &Inputs<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Requested, Error> {
     let field = |name: &str| format!("mounts[{:?}].{name}", asked.container_path);
     refuse(asked)?;
-    let target = target_of(&asked.container_path).map_err(|message| Error::invalid(field("container_path"), message))?;
+    let target = target_of(&asked.container_path)
+        .map_err(|message| Error::invalid(field("container_path"), message))?;
     let source = Path::new(&asked.host_path);
     check_proc(&target, source).map_err(|message| Error::invalid(field("container_path"), message))?;
 
-    let propagation = MountPropagation::try_from(asked.propagation)
-        .map_err(|_| Error::invalid(field("propagation"), format!("{} is not one of the CRI", asked.propagation)))?;
+    let propagation = MountPropagation::try_from(asked.propagation).map_err(|_| {
+        Error::invalid(
+            field("propagation"),
+            format!("{} is not one of the CRI", asked.propagation),
+        )
+    })?;
     let (flow, rootfs_propagation) = match propagation {
         MountPropagation::PropagationPrivate => ("rprivate", None),
         MountPropagation::PropagationHostToContainer => {
-            propagation::check(source, &["shared:", "master:"], "shared or slave", &field("propagation"))?;
+            propagation::check(
+                source,
+                &["shared:", "master:"],
+                "shared or slave",
+                &field("propagation"),
+            )?;
             ("rslave", Some("rslave"))
         }
         MountPropagation::PropagationBidirectional => {
@@ -146,10 +207,16 @@ fn requested(asked: &cri::Mount, inputs: &Inputs<'_>, warnings: &mut Vec<String>
         (false, false) => "rw",
         (true, false) => "ro",
         (false, true) => {
-            return Err(Error::invalid(field("recursive_read_only"), "readonly is false; set both"));
+            return Err(Error::invalid(
+                field("recursive_read_only"),
+                "readonly is false; set both",
+            ));
         }
         (true, true) if propagation != MountPropagation::PropagationPrivate => {
-            return Err(Error::invalid(field("recursive_read_only"), "only possible with private propagation"));
+            return Err(Error::invalid(
+                field("recursive_read_only"),
+                "only possible with private propagation",
+            ));
         }
         (true, true) => "rro",
     };
@@ -166,7 +233,10 @@ fn requested(asked: &cri::Mount, inputs: &Inputs<'_>, warnings: &mut Vec<String>
         }
     }
     if asked.selinux_relabel && inputs.host.selinux {
-        warnings.push(format!("{}: files are not relabelled yet", field("selinux_relabel")));
+        warnings.push(format!(
+            "{}: files are not relabelled yet",
+            field("selinux_relabel")
+        ));
     }
     Ok(Requested {
         mount: bind(source, &target, &options),
@@ -178,10 +248,16 @@ fn requested(asked: &cri::Mount, inputs: &Inputs<'_>, warnings: &mut Vec<String>
 fn refuse(asked: &cri::Mount) -> Result<(), Error> {
     let field = |name: &str| format!("mounts[{:?}].{name}", asked.container_path);
     if asked.image.is_some() {
-        return Err(Error::unsupported(field("image"), "image volumes are not there yet; copy the files in an init container"));
+        return Err(Error::unsupported(
+            field("image"),
+            "image volumes are not there yet; copy the files in an init container",
+        ));
     }
     if !asked.image_sub_path.is_empty() {
-        return Err(Error::invalid(field("image_sub_path"), "only possible together with image"));
+        return Err(Error::invalid(
+            field("image_sub_path"),
+            "only possible together with image",
+        ));
     }
     if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
         return Err(Error::unsupported(
@@ -190,7 +266,10 @@ fn refuse(asked: &cri::Mount) -> Result<(), Error> {
         ));
     }
     if !asked.host_path.starts_with('/') || asked.host_path.contains('\0') {
-        return Err(Error::invalid(field("host_path"), format!("{:?} is not an absolute path", asked.host_path)));
+        return Err(Error::invalid(
+            field("host_path"),
+            format!("{:?} is not an absolute path", asked.host_path),
+        ));
     }
     Ok(())
 }
@@ -211,11 +290,17 @@ fn check_proc(target: &str, source: &Path) -> Result<(), String> {
         let found = rustix::fs::statfs(source).map_err(|e| format!("statfs {}: {e}", source.display()))?;
         return match u64::try_from(found.f_type) {
             Ok(PROC_MAGIC) => Ok(()),
-            _ => Err(format!("{} is not a proc file system; only one may be mounted there", source.display())),
+            _ => Err(format!(
+                "{} is not a proc file system; only one may be mounted there",
+                source.display()
+            )),
         };
     }
     if target.starts_with("/proc/") && !PROC_FILES.contains(&target) {
-        return Err(format!("a mount inside /proc is only possible over one of {}", PROC_FILES.join(", ")));
+        return Err(format!(
+            "a mount inside /proc is only possible over one of {}",
+            PROC_FILES.join(", ")
+        ));
     }
     Ok(())
 }
@@ -237,10 +322,13 @@ fn volumes(inputs: &Inputs<'_>, is_free: impl Fn(&str) -> bool) -> Result<Vec<Vo
     }
     targets.sort_unstable();
     targets.dedup();
-    let numbered = targets.into_iter().enumerate().map(|(number, container_path)| Volume {
-        container_path,
-        host_path: inputs.volumes_dir.join(number.to_string()),
-    });
+    let numbered = targets
+        .into_iter()
+        .enumerate()
+        .map(|(number, container_path)| Volume {
+            container_path,
+            host_path: inputs.volumes_dir.join(number.to_string()),
+        });
     Ok(numbered.collect())
 }
 
@@ -284,7 +372,9 @@ pub fn prepare_host_paths(request: &ContainerConfig) -> Result<Vec<PathBuf>, Err
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let mut builder = fs::DirBuilder::new();
                 builder.recursive(true).mode(0o755);
-                builder.create(&path).map_err(Error::io("make the missing host folder", &path))?;
+                builder
+                    .create(&path)
+                    .map_err(Error::io("make the missing host folder", &path))?;
                 made.push(path);
             }
             Err(e) => return Err(Error::io("look at the host path", path)(e)),

@@ -16,7 +16,15 @@ pub(super) fn options(inputs: &Inputs<'_>) -> NamespaceOption {
 }
 
 fn of_sandbox(inputs: &Inputs<'_>) -> Option<NamespaceOption> {
-    inputs.sandbox.config.linux.as_ref()?.security_context.as_ref()?.namespace_options.clone()
+    inputs
+        .sandbox
+        .config
+        .linux
+        .as_ref()?
+        .security_context
+        .as_ref()?
+        .namespace_options
+        .clone()
 }
 
 /// A type that is not listed is shared with the host.
@@ -26,9 +34,24 @@ pub(super) fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, Err
     let sandbox = inputs.sandbox;
     let mut list = vec![new(LinuxNamespaceType::Mount)];
     list.extend(pid(inputs, &options)?);
-    list.extend(of_pod("network", options.network, LinuxNamespaceType::Network, sandbox.net_ns.as_deref())?);
-    list.extend(of_pod("ipc", options.ipc, LinuxNamespaceType::Ipc, sandbox.ipc_ns.as_deref())?);
-    list.extend(sandbox.uts_ns.as_deref().map(|path| join(LinuxNamespaceType::Uts, path)));
+    list.extend(of_pod(
+        "network",
+        options.network,
+        LinuxNamespaceType::Network,
+        sandbox.net_ns.as_deref(),
+    )?);
+    list.extend(of_pod(
+        "ipc",
+        options.ipc,
+        LinuxNamespaceType::Ipc,
+        sandbox.ipc_ns.as_deref(),
+    )?);
+    list.extend(
+        sandbox
+            .uts_ns
+            .as_deref()
+            .map(|path| join(LinuxNamespaceType::Uts, path)),
+    );
     // As containerd: on v1 and for privileged containers the host's tree is shown.
     let privileged = super::context(inputs.request).is_some_and(|context| context.privileged);
     if inputs.host.unified && !privileged {
@@ -79,7 +102,10 @@ fn of_pod(
             field,
             "NODE, but the pod has a namespace of its own; a container cannot leave it",
         )),
-        (other, _) => Err(Error::invalid(field, format!("{} is not possible here", other.as_str_name()))),
+        (other, _) => Err(Error::invalid(
+            field,
+            format!("{} is not possible here", other.as_str_name()),
+        )),
     }
 }
 
@@ -95,12 +121,16 @@ fn refuse_user_namespace(options: &NamespaceOption) -> Result<(), Error> {
             field,
             "user namespaces are not there yet; set hostUsers: true in the pod",
         )),
-        other => Err(Error::invalid(field, format!("mode {} is not possible", other.as_str_name()))),
+        other => Err(Error::invalid(
+            field,
+            format!("mode {} is not possible", other.as_str_name()),
+        )),
     }
 }
 
 fn mode(field: &str, value: i32) -> Result<NamespaceMode, Error> {
-    NamespaceMode::try_from(value).map_err(|_| Error::invalid(field, format!("{value} is not a namespace mode")))
+    NamespaceMode::try_from(value)
+        .map_err(|_| Error::invalid(field, format!("{value} is not a namespace mode")))
 }
 
 fn new(kind: LinuxNamespaceType) -> LinuxNamespace {
@@ -161,8 +191,14 @@ mod tests {
             pid: NamespaceMode::Container.into(),
             ..Default::default()
         });
-        let expected =
-            ["Mount=", "Pid=", "Network=/sb/ns/net", "Ipc=/sb/ns/ipc", "Uts=/sb/ns/uts", "Cgroup="];
+        let expected = [
+            "Mount=",
+            "Pid=",
+            "Network=/sb/ns/net",
+            "Ipc=/sb/ns/ipc",
+            "Uts=/sb/ns/uts",
+            "Cgroup=",
+        ];
         assert_eq!(made(&case).unwrap(), expected);
         case.host.unified = false;
         assert_eq!(made(&case).unwrap(), expected[..5]);
@@ -226,9 +262,18 @@ mod tests {
             change(&mut options);
             made(&with_options(options)).unwrap_err().kind()
         };
-        assert_eq!(with(|o| o.network = NamespaceMode::Container.into()), Kind::InvalidArgument);
-        assert_eq!(with(|o| o.network = NamespaceMode::Node.into()), Kind::InvalidArgument);
-        assert_eq!(with(|o| o.ipc = NamespaceMode::Target.into()), Kind::InvalidArgument);
+        assert_eq!(
+            with(|o| o.network = NamespaceMode::Container.into()),
+            Kind::InvalidArgument
+        );
+        assert_eq!(
+            with(|o| o.network = NamespaceMode::Node.into()),
+            Kind::InvalidArgument
+        );
+        assert_eq!(
+            with(|o| o.ipc = NamespaceMode::Target.into()),
+            Kind::InvalidArgument
+        );
         assert_eq!(with(|o| o.pid = 9), Kind::InvalidArgument);
         let user = |mode: NamespaceMode| {
             Some(UserNamespace {

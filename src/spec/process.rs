@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process};
 
 use super::{Error, Inputs, user::Identity};
 use crate::proto::cri::{ContainerConfig, KeyValue};
@@ -32,7 +32,7 @@ pub(super) fn process(inputs: &Inputs<'_>, identity: &Identity) -> Result<Made, 
         .set_cwd(folder(inputs)?.into())
         .set_user(identity.to_oci())
         .set_terminal(Some(request.tty))
-        .set_rlimits(Some(vec![open_files(inputs)]));
+        .set_rlimits(Some(vec![open_files(inputs)?]));
     Ok(Made {
         process,
         annotations: env.annotations,
@@ -50,7 +50,11 @@ fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, Error> {
         if image.entrypoint != [""] {
             all.extend_from_slice(&image.entrypoint);
         }
-        all.extend_from_slice(if request.args.is_empty() { &image.cmd } else { &request.args });
+        all.extend_from_slice(if request.args.is_empty() {
+            &image.cmd
+        } else {
+            &request.args
+        });
     }
     if all.is_empty() {
         return Err(Error::Image {
@@ -59,7 +63,10 @@ fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, Error> {
         });
     }
     if all.iter().any(|argument| argument.contains('\0')) {
-        return Err(Error::invalid("command", "an argument holds a NUL byte, which no process can get"));
+        return Err(Error::invalid(
+            "command",
+            "an argument holds a NUL byte, which no process can get",
+        ));
     }
     Ok(all)
 }
@@ -138,9 +145,13 @@ impl<'a> Variables<'a> {
         };
         for key in self.order {
             let value = self.values.get(key).copied().unwrap_or_default();
-            environment.text.push(format!("{key}={}", String::from_utf8_lossy(value)));
+            environment
+                .text
+                .push(format!("{key}={}", String::from_utf8_lossy(value)));
             if std::str::from_utf8(value).is_err() {
-                environment.annotations.insert(format!("{ENV_ANNOTATION}{key}"), BASE64.encode(value));
+                environment
+                    .annotations
+                    .insert(format!("{ENV_ANNOTATION}{key}"), BASE64.encode(value));
             }
         }
         environment
@@ -152,10 +163,14 @@ impl<'a> Variables<'a> {
 pub(super) fn environment_bytes(env: &[String], annotations: &HashMap<String, String>) -> Vec<Vec<u8>> {
     let raw = |entry: &str| {
         let (key, text) = entry.split_once('=')?;
-        let bytes = BASE64.decode(annotations.get(&format!("{ENV_ANNOTATION}{key}"))?).ok()?;
+        let bytes = BASE64
+            .decode(annotations.get(&format!("{ENV_ANNOTATION}{key}"))?)
+            .ok()?;
         (String::from_utf8_lossy(&bytes) == text).then(|| [key.as_bytes(), b"=", &bytes].concat())
     };
-    env.iter().map(|entry| raw(entry).unwrap_or_else(|| entry.clone().into_bytes())).collect()
+    env.iter()
+        .map(|entry| raw(entry).unwrap_or_else(|| entry.clone().into_bytes()))
+        .collect()
 }
 
 /// The request's folder, else the image's, else "/".
@@ -163,7 +178,10 @@ fn folder(inputs: &Inputs<'_>) -> Result<String, Error> {
     let asked = &inputs.request.working_dir;
     if !asked.is_empty() {
         if !asked.starts_with('/') || asked.contains('\0') {
-            return Err(Error::invalid("working_dir", format!("{asked:?} is not an absolute path")));
+            return Err(Error::invalid(
+                "working_dir",
+                format!("{asked:?} is not an absolute path"),
+            ));
         }
         return Ok(asked.clone());
     }
@@ -178,14 +196,21 @@ fn folder(inputs: &Inputs<'_>) -> Result<String, Error> {
         });
     }
     // Builders accept "WORKDIR app" as the first one: it is below the root.
-    Ok(if image.starts_with('/') { image.clone() } else { format!("/{image}") })
+    Ok(if image.starts_with('/') {
+        image.clone()
+    } else {
+        format!("/{image}")
+    })
 }
 
-fn open_files(inputs: &Inputs<'_>) -> PosixRlimit {
+fn open_files(inputs: &Inputs<'_>) -> Result<PosixRlimit, Error> {
     let (soft, hard) = inputs.host.nofile;
-    let mut limit = PosixRlimit::default();
-    limit.set_typ(PosixRlimitType::RlimitNofile).set_soft(soft).set_hard(hard);
-    limit
+    PosixRlimitBuilder::default()
+        .typ(PosixRlimitType::RlimitNofile)
+        .soft(soft)
+        .hard(hard)
+        .build()
+        .map_err(|e| Error::spec("process.rlimits", e.to_string()))
 }
 
 /// Where the log is written: the pod's log folder and the container's path in it.
@@ -195,7 +220,10 @@ pub(super) fn log_path(log_directory: &str, request: &ContainerConfig) -> Result
         return Ok(None);
     }
     if !log_directory.starts_with('/') {
-        return Err(Error::invalid("log_directory", format!("{log_directory:?} is not an absolute path")));
+        return Err(Error::invalid(
+            "log_directory",
+            format!("{log_directory:?} is not an absolute path"),
+        ));
     }
     let leaves = relative.split('/').any(|part| part == "..");
     if leaves || relative.ends_with('/') || relative.contains('\0') {
@@ -204,7 +232,10 @@ pub(super) fn log_path(log_directory: &str, request: &ContainerConfig) -> Result
             format!("{relative:?} is not the path of a file below the pod's log directory"),
         ));
     }
-    let (folder, file) = (log_directory.trim_end_matches('/'), relative.trim_start_matches('/'));
+    let (folder, file) = (
+        log_directory.trim_end_matches('/'),
+        relative.trim_start_matches('/'),
+    );
     Ok(Some(format!("{folder}/{file}")))
 }
 

@@ -13,11 +13,19 @@ pub(super) fn check(path: &Path, tags: &[&str], wanted: &str, field: &str) -> Re
     let found = statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID)
         .map_err(|e| Error::io("find the mount of", path)(e.into()))?;
     let table = fs::read_to_string(TABLE).map_err(Error::io("read", TABLE))?;
-    let Some(mount) = table.lines().filter_map(Entry::parse).find(|entry| entry.id == found.stx_mnt_id) else {
+    let Some(mount) = table
+        .lines()
+        .filter_map(Entry::parse)
+        .find(|entry| entry.id == found.stx_mnt_id)
+    else {
         let message = format!("{} is on a mount that {TABLE} does not list", path.display());
         return Err(Error::precondition(field, message));
     };
-    if mount.tags.iter().any(|tag| tags.iter().any(|wanted| tag.starts_with(wanted))) {
+    if mount
+        .tags
+        .iter()
+        .any(|tag| tags.iter().any(|wanted| tag.starts_with(wanted)))
+    {
         return Ok(());
     }
     Err(Error::precondition(
@@ -54,7 +62,8 @@ mod tests {
 
     #[test]
     fn lines_of_the_table() {
-        let entry = Entry::parse("36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:2 - ext3 /dev/root rw").unwrap();
+        let entry =
+            Entry::parse("36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 shared:2 - ext3 /dev/root rw").unwrap();
         assert_eq!((entry.id, entry.point), (36, "/mnt2"));
         assert_eq!(entry.tags, ["master:1", "shared:2"]);
         let entry = Entry::parse("36 35 98:0 / / rw - ext3 /dev/root rw").unwrap();
@@ -64,7 +73,12 @@ mod tests {
 
     #[test]
     fn a_wish_that_no_mount_fulfils_names_the_remedy() {
-        let error = check(Path::new("/proc"), &["never:"], "odd", "mounts").unwrap_err().to_string();
-        assert!(error.contains("/proc") && error.contains("--make-rshared"), "{error}");
+        let error = check(Path::new("/proc"), &["never:"], "odd", "mounts")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("/proc") && error.contains("--make-rshared"),
+            "{error}"
+        );
     }
 }

@@ -10,10 +10,7 @@ use oci_spec::runtime::{
 };
 
 use super::{Error, host::Host};
-use crate::proto::{
-    cri::LinuxContainerResources,
-    plan as wire,
-};
+use crate::proto::{cri::LinuxContainerResources, plan as wire};
 
 const FIELD: &str = "linux.resources";
 /// Least values of the kernel's CPU bandwidth, microseconds.
@@ -45,9 +42,10 @@ pub fn update_resources(
 fn merge(stored: &mut LinuxResources, changed: LinuxResources) {
     if let Some(new) = changed.cpu() {
         let old = stored.cpu_mut().get_or_insert_default();
-        old.set_shares(new.shares().or(old.shares()))
-            .set_quota(new.quota().or(old.quota()))
-            .set_period(new.period().or(old.period()));
+        let (shares, quota, period) = (old.shares(), old.quota(), old.period());
+        old.set_shares(new.shares().or(shares))
+            .set_quota(new.quota().or(quota))
+            .set_period(new.period().or(period));
         if new.cpus().is_some() {
             old.set_cpus(new.cpus().clone());
         }
@@ -57,7 +55,8 @@ fn merge(stored: &mut LinuxResources, changed: LinuxResources) {
     }
     if let Some(new) = changed.memory() {
         let old = stored.memory_mut().get_or_insert_default();
-        old.set_limit(new.limit().or(old.limit())).set_swap(new.swap().or(old.swap()));
+        let (limit, swap) = (old.limit(), old.swap());
+        old.set_limit(new.limit().or(limit)).set_swap(new.swap().or(swap));
     }
     if let Some(new) = changed.hugepage_limits() {
         let old = stored.hugepage_limits_mut().get_or_insert_default();
@@ -88,7 +87,10 @@ fn cpu(asked: &LinuxContainerResources) -> Result<Option<LinuxCpu>, Error> {
     let (period, quota) = (asked.cpu_period, asked.cpu_quota);
     if period != 0 && !(MIN_CPU_TIME..=MAX_CPU_PERIOD).contains(&period) {
         let range = format!("{MIN_CPU_TIME} to {MAX_CPU_PERIOD}");
-        return Err(wrong("cpu_period", format!("{period} microseconds is not in {range}")));
+        return Err(wrong(
+            "cpu_period",
+            format!("{period} microseconds is not in {range}"),
+        ));
     }
     if quota < -1 || (1..MIN_CPU_TIME).contains(&quota) {
         let message = format!("{quota} is neither -1 (no limit) nor at least {MIN_CPU_TIME} microseconds");
@@ -151,10 +153,7 @@ fn memory(asked: &LinuxContainerResources, host: &Host) -> Result<Option<LinuxMe
     Ok(Some(memory).filter(|memory| *memory != LinuxMemory::default()))
 }
 
-fn hugepages(
-    asked: &LinuxContainerResources,
-    host: &Host,
-) -> Result<Option<Vec<LinuxHugepageLimit>>, Error> {
+fn hugepages(asked: &LinuxContainerResources, host: &Host) -> Result<Option<Vec<LinuxHugepageLimit>>, Error> {
     // The kubelet sends a limit of 0 for every page size of the node.
     if !host.hugetlb && asked.hugepage_limits.iter().all(|limit| limit.limit == 0) {
         return Ok(None);
@@ -164,7 +163,10 @@ fn hugepages(
         let size = limit.page_size.as_str();
         let digits = ["KB", "MB", "GB"].iter().find_map(|unit| size.strip_suffix(unit));
         if !digits.is_some_and(|digits| digits.parse::<u32>().is_ok()) {
-            return Err(wrong("hugepage_limits", format!("page size {size:?} is not like \"2MB\"")));
+            return Err(wrong(
+                "hugepage_limits",
+                format!("page size {size:?} is not like \"2MB\""),
+            ));
         }
         if !host.hugetlb {
             return Err(Error::precondition(
@@ -181,14 +183,16 @@ fn hugepages(
     Ok(Some(limits).filter(|limits| !limits.is_empty()))
 }
 
-fn unified(
-    asked: &LinuxContainerResources,
-    host: &Host,
-) -> Result<Option<HashMap<String, String>>, Error> {
+fn unified(asked: &LinuxContainerResources, host: &Host) -> Result<Option<HashMap<String, String>>, Error> {
     for key in asked.unified.keys() {
-        let plain = key.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
+        let plain = key
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
         if !plain || !key.contains('.') || key.starts_with('.') || key.starts_with("cgroup.") {
-            return Err(wrong("unified", format!("{key:?} is not a limit such as \"memory.max\"")));
+            return Err(wrong(
+                "unified",
+                format!("{key:?} is not a limit such as \"memory.max\""),
+            ));
         }
     }
     if asked.unified.is_empty() {
@@ -231,8 +235,12 @@ pub(super) fn plan(resources: &LinuxResources) -> Result<wire::Resources, Error>
         });
     }
     made.unified = resources.unified().clone().unwrap_or_default();
-    made.devices =
-        resources.devices().iter().flatten().map(device_rule).collect::<Result<Vec<_>, Error>>()?;
+    made.devices = resources
+        .devices()
+        .iter()
+        .flatten()
+        .map(device_rule)
+        .collect::<Result<Vec<_>, Error>>()?;
     Ok(made)
 }
 
@@ -253,7 +261,10 @@ fn device_rule(rule: &LinuxDeviceCgroup) -> Result<wire::DeviceRule, Error> {
     };
     let access = rule.access().clone().unwrap_or_default();
     if !access.chars().all(|c| "rwm".contains(c)) {
-        return Err(Error::spec(field, format!("access {access:?} is not made of r, w and m")));
+        return Err(Error::spec(
+            field,
+            format!("access {access:?} is not made of r, w and m"),
+        ));
     }
     Ok(wire::DeviceRule {
         allow: rule.allow(),
@@ -271,11 +282,26 @@ fn refuse(resources: &LinuxResources) -> Result<(), Error> {
     let set = [
         ("cpu.idle", cpu.is_some_and(|cpu| cpu.idle().is_some())),
         ("cpu.burst", cpu.is_some_and(|cpu| cpu.burst().is_some())),
-        ("cpu.realtimeRuntime", cpu.is_some_and(|cpu| cpu.realtime_runtime().is_some())),
-        ("cpu.realtimePeriod", cpu.is_some_and(|cpu| cpu.realtime_period().is_some())),
-        ("memory.reservation", memory.is_some_and(|memory| memory.reservation().is_some())),
-        ("memory.swappiness", memory.is_some_and(|memory| memory.swappiness().is_some())),
-        ("memory.disableOOMKiller", memory.is_some_and(|memory| memory.disable_oom_killer() == Some(true))),
+        (
+            "cpu.realtimeRuntime",
+            cpu.is_some_and(|cpu| cpu.realtime_runtime().is_some()),
+        ),
+        (
+            "cpu.realtimePeriod",
+            cpu.is_some_and(|cpu| cpu.realtime_period().is_some()),
+        ),
+        (
+            "memory.reservation",
+            memory.is_some_and(|memory| memory.reservation().is_some()),
+        ),
+        (
+            "memory.swappiness",
+            memory.is_some_and(|memory| memory.swappiness().is_some()),
+        ),
+        (
+            "memory.disableOOMKiller",
+            memory.is_some_and(|memory| memory.disable_oom_killer() == Some(true)),
+        ),
         ("blockIO", resources.block_io().is_some()),
         ("network", resources.network().is_some()),
         ("rdma", resources.rdma().is_some()),

@@ -161,7 +161,7 @@ mod tests {
         assert!(warnings.is_empty());
         assert_eq!(stop_signal(&request, "SIGFOO", &mut warnings).unwrap(), 15);
         assert_eq!(warnings.len(), 1);
-        request.stop_signal = Signal::SignalSigusr1.into();
+        request.stop_signal = Signal::Sigusr1.into();
         assert_eq!(stop_signal(&request, "SIGQUIT", &mut warnings).unwrap(), 10);
         request.stop_signal = 99;
         assert!(stop_signal(&request, "", &mut warnings).is_err());

@@ -29,7 +29,9 @@ pub(super) struct Identity {
 impl Identity {
     pub fn to_oci(&self) -> User {
         let mut user = User::default();
-        user.set_uid(self.uid).set_gid(self.gid).set_additional_gids(Some(self.groups.clone()));
+        user.set_uid(self.uid)
+            .set_gid(self.gid)
+            .set_additional_gids(Some(self.groups.clone()));
         user
     }
 }
@@ -117,16 +119,25 @@ fn resolve_in(
     let policy = SupplementalGroupsPolicy::try_from(context.supplemental_groups_policy).map_err(|_| {
         Error::invalid(
             format!("{CONTEXT}.supplemental_groups_policy"),
-            format!("{} is neither Merge (0) nor Strict (1)", context.supplemental_groups_policy),
+            format!(
+                "{} is neither Merge (0) nor Strict (1)",
+                context.supplemental_groups_policy
+            ),
         )
     })?;
     if policy == SupplementalGroupsPolicy::Merge
         && let Some(entry) = user.entry
     {
-        let of_user = files.group.iter().filter(|group| group.members.contains(&entry.name));
+        let of_user = files
+            .group
+            .iter()
+            .filter(|group| group.members.contains(&entry.name));
         groups.extend(of_user.map(|group| group.gid));
     }
-    let home = user.entry.map(|entry| entry.home.as_str()).filter(|home| home.starts_with('/'));
+    let home = user
+        .entry
+        .map(|entry| entry.home.as_str())
+        .filter(|home| home.starts_with('/'));
     Ok(Identity {
         uid: user.uid,
         gid,
@@ -154,11 +165,17 @@ impl Asked {
         let user_field = "linux.security_context.run_as_user";
         let name_field = "linux.security_context.run_as_username";
         let group_field = "linux.security_context.run_as_group";
-        let gid = context.run_as_group.map(|gid| id_of(group_field, gid.value)).transpose()?;
+        let gid = context
+            .run_as_group
+            .map(|gid| id_of(group_field, gid.value))
+            .transpose()?;
         let name = context.run_as_username.as_str();
         let (text, field) = match (context.run_as_user, name) {
             (Some(_), name) if !name.is_empty() => {
-                return Err(Error::invalid(name_field, "run_as_user is set too; only one may be"));
+                return Err(Error::invalid(
+                    name_field,
+                    "run_as_user is set too; only one may be",
+                ));
             }
             (Some(uid), _) => (id_of(user_field, uid.value)?.to_string(), user_field),
             (None, "") if gid.is_some() => {
@@ -176,7 +193,10 @@ impl Asked {
                 });
             }
             (None, name) if name.contains(':') => {
-                return Err(Error::invalid(name_field, format!("{name:?} has a colon; set run_as_group")));
+                return Err(Error::invalid(
+                    name_field,
+                    format!("{name:?} has a colon; set run_as_group"),
+                ));
             }
             (None, name) => (name.to_owned(), name_field),
         };
@@ -201,7 +221,10 @@ impl Asked {
 fn id_of(field: &str, id: i64) -> Result<u32, Error> {
     match u32::try_from(id) {
         Ok(id) if id <= MAX_ID => Ok(id),
-        _ => Err(Error::invalid(field, format!("{id} is not between 0 and {MAX_ID}"))),
+        _ => Err(Error::invalid(
+            field,
+            format!("{id} is not between 0 and {MAX_ID}"),
+        )),
     }
 }
 
@@ -274,7 +297,9 @@ fn number(text: &str) -> Option<u32> {
 /// `name:password:uid:gid:gecos:home:shell`
 fn parse_passwd(line: &str) -> Option<Passwd> {
     let mut fields = line.trim().split(':');
-    let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+    let name = fields
+        .next()
+        .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
     let mut fields = fields.skip(1);
     Some(Passwd {
         name: name.to_owned(),
@@ -287,14 +312,19 @@ fn parse_passwd(line: &str) -> Option<Passwd> {
 /// `name:password:gid:member,member`
 fn parse_group(line: &str) -> Option<Group> {
     let mut fields = line.trim().split(':');
-    let name = fields.next().filter(|name| !name.is_empty() && !name.starts_with('#'))?;
+    let name = fields
+        .next()
+        .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
     let mut fields = fields.skip(1);
     let gid = number(fields.next()?)?;
     let members = fields.next().unwrap_or_default().split(',').map(str::trim);
     Some(Group {
         name: name.to_owned(),
         gid,
-        members: members.filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        members: members
+            .filter(|name| !name.is_empty())
+            .map(str::to_owned)
+            .collect(),
     })
 }
 

@@ -8,7 +8,13 @@ fn strings(list: &[&str]) -> Vec<String> {
 #[test]
 fn command_and_args() {
     for (entrypoint, cmd, command, args, expected) in [
-        (&["/ep"][..], &["c"][..], &[][..], &[][..], Some(&["/ep", "c"][..])),
+        (
+            &["/ep"][..],
+            &["c"][..],
+            &[][..],
+            &[][..],
+            Some(&["/ep", "c"][..]),
+        ),
         (&["/ep"], &["c"], &["/x"], &[], Some(&["/x"])),
         (&["/ep"], &["c"], &[], &["a"], Some(&["/ep", "a"])),
         (&["/ep"], &["c"], &["/x"], &["a"], Some(&["/x", "a"])),
@@ -25,7 +31,11 @@ fn command_and_args() {
         case.request.command = strings(command);
         case.request.args = strings(args);
         let made = case.with(|inputs| arguments(inputs));
-        assert_eq!(made.ok(), expected.map(strings), "{entrypoint:?} {cmd:?} {command:?} {args:?}");
+        assert_eq!(
+            made.ok(),
+            expected.map(strings),
+            "{entrypoint:?} {cmd:?} {command:?} {args:?}"
+        );
     }
 }
 
@@ -35,7 +45,10 @@ fn no_command_names_the_image_and_the_remedy() {
     case.image.entrypoint.clear();
     case.image.cmd.clear();
     let message = case.with(|inputs| arguments(inputs)).unwrap_err().to_string();
-    assert!(message.contains("example.test/app:1") && message.contains("set command"), "{message}");
+    assert!(
+        message.contains("example.test/app:1") && message.contains("set command"),
+        "{message}"
+    );
 }
 
 fn env(case: &Case) -> Vec<String> {
@@ -56,10 +69,23 @@ fn environment_in_order() {
     assert_eq!(env(&case), [DEFAULT_PATH, "HOSTNAME=pod-1", "HOME=/home/app"]);
     case.request.tty = true;
     case.image.env = strings(&["A=1", "PATH=/bin", "B=2", "A=3", "EMPTY="]);
-    case.request.envs = vec![variable("B", b"9=9"), variable("C", b""), variable("HOSTNAME", b"mine")];
+    case.request.envs = vec![
+        variable("B", b"9=9"),
+        variable("C", b""),
+        variable("HOSTNAME", b"mine"),
+    ];
     assert_eq!(
         env(&case),
-        ["PATH=/bin", "TERM=xterm", "HOSTNAME=mine", "A=3", "B=9=9", "EMPTY=", "C=", "HOME=/home/app"]
+        [
+            "PATH=/bin",
+            "TERM=xterm",
+            "HOSTNAME=mine",
+            "A=3",
+            "B=9=9",
+            "EMPTY=",
+            "C=",
+            "HOME=/home/app"
+        ]
     );
     case.request.envs.push(variable("HOME", b"/set"));
     assert_eq!(env(&case).last().unwrap(), "HOME=/set");
@@ -116,7 +142,11 @@ fn working_folders() {
 fn log_paths() {
     for (folder, file, expected) in [
         ("/var/log/pods/x", "c/0.log", Ok(Some("/var/log/pods/x/c/0.log"))),
-        ("/var/log/pods/x/", "/c/0.log", Ok(Some("/var/log/pods/x/c/0.log"))),
+        (
+            "/var/log/pods/x/",
+            "/c/0.log",
+            Ok(Some("/var/log/pods/x/c/0.log")),
+        ),
         ("", "c/0.log", Ok(None)),
         ("/var/log/pods/x", "", Ok(None)),
         ("logs", "c/0.log", Err(())),
@@ -128,6 +158,10 @@ fn log_paths() {
             ..Default::default()
         };
         let made = log_path(folder, &request).map_err(|_| ());
-        assert_eq!(made, expected.map(|path| path.map(str::to_owned)), "{folder:?} {file:?}");
+        assert_eq!(
+            made,
+            expected.map(|path| path.map(str::to_owned)),
+            "{folder:?} {file:?}"
+        );
     }
 }

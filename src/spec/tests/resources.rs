@@ -34,8 +34,14 @@ fn what_a_kubelet_sends() {
         &host(),
     )
     .unwrap();
-    assert_eq!((made.cpu_period, made.cpu_quota, made.cpu_shares), (Some(100_000), Some(50_000), Some(512)));
-    assert_eq!((made.memory_limit, made.memory_swap_limit), (Some(64 << 20), Some(64 << 20)));
+    assert_eq!(
+        (made.cpu_period, made.cpu_quota, made.cpu_shares),
+        (Some(100_000), Some(50_000), Some(512))
+    );
+    assert_eq!(
+        (made.memory_limit, made.memory_swap_limit),
+        (Some(64 << 20), Some(64 << 20))
+    );
     assert_eq!(made.cpuset_cpus, "0-1,3");
     assert_eq!(made.hugepage_limits[0].page_size, "2MB");
     assert_eq!(made.pids_limit, None);
@@ -52,7 +58,10 @@ fn limits_can_be_lifted() {
         &host(),
     )
     .unwrap();
-    assert_eq!((made.cpu_quota, made.memory_limit, made.memory_swap_limit), (Some(-1), Some(-1), Some(-1)));
+    assert_eq!(
+        (made.cpu_quota, made.memory_limit, made.memory_swap_limit),
+        (Some(-1), Some(-1), Some(-1))
+    );
 }
 
 #[test]
@@ -74,7 +83,10 @@ fn a_node_without_swap_accounting_or_huge_pages() {
     assert_eq!((made.memory_limit, made.memory_swap_limit), (Some(1 << 20), None));
     assert!(made.hugepage_limits.is_empty());
     request.hugepage_limits = vec![page(4 << 20)];
-    assert_eq!(resources(&request, &host).unwrap_err().kind(), Kind::FailedPrecondition);
+    assert_eq!(
+        resources(&request, &host).unwrap_err().kind(),
+        Kind::FailedPrecondition
+    );
 }
 
 #[test]
@@ -94,8 +106,12 @@ fn wrong_values_name_their_field() {
         }),
         ("cpuset_cpus", |r| r.cpuset_cpus = "0-".into()),
         ("cpuset_mems", |r| r.cpuset_mems = "a".into()),
-        ("unified", |r| drop(r.unified.insert("../memory.max".into(), "1".into()))),
-        ("unified", |r| drop(r.unified.insert("cgroup.procs".into(), "1".into()))),
+        ("unified", |r| {
+            drop(r.unified.insert("../memory.max".into(), "1".into()))
+        }),
+        ("unified", |r| {
+            drop(r.unified.insert("cgroup.procs".into(), "1".into()))
+        }),
     ];
     for (field, change) in cases {
         let mut request = asked();
@@ -124,7 +140,10 @@ fn unified_needs_cgroup_v2() {
     let mut host = host();
     assert_eq!(resources(&request, &host).unwrap().unified["memory.high"], "1000");
     host.unified = false;
-    assert_eq!(resources(&request, &host).unwrap_err().kind(), Kind::FailedPrecondition);
+    assert_eq!(
+        resources(&request, &host).unwrap_err().kind(),
+        Kind::FailedPrecondition
+    );
 }
 
 #[test]
@@ -147,7 +166,10 @@ fn an_update_keeps_what_it_does_not_name() {
     assert!(changed.devices.is_empty(), "an update leaves devices as they are");
     let stored = spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
     let (cpu, memory) = (stored.cpu().as_ref().unwrap(), stored.memory().as_ref().unwrap());
-    assert_eq!((cpu.shares(), cpu.quota(), memory.limit()), (Some(512), Some(-1), Some(2 << 20)));
+    assert_eq!(
+        (cpu.shares(), cpu.quota(), memory.limit()),
+        (Some(512), Some(-1), Some(2 << 20))
+    );
 }
 
 #[test]

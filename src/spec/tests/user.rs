@@ -30,7 +30,12 @@ fn context() -> LinuxContainerSecurityContext {
 }
 
 fn user(context: &LinuxContainerSecurityContext, image_user: &str) -> Result<Identity, Error> {
-    resolve_in(context, image_user, "example.test/app:1", &Files::parse(PASSWD, GROUP))
+    resolve_in(
+        context,
+        image_user,
+        "example.test/app:1",
+        &Files::parse(PASSWD, GROUP),
+    )
 }
 
 fn numbers(identity: &Identity) -> (u32, u32, &[u32], &str) {
@@ -77,7 +82,10 @@ fn wrong_users_of_images_name_the_image_and_the_remedy() {
         let error = user(&context(), image_user).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument, "{image_user:?}");
         let message = error.to_string();
-        assert!(message.contains(expected) && message.contains("example.test/app:1"), "{message}");
+        assert!(
+            message.contains(expected) && message.contains("example.test/app:1"),
+            "{message}"
+        );
     }
 }
 
@@ -85,19 +93,31 @@ fn wrong_users_of_images_name_the_image_and_the_remedy() {
 fn the_request_replaces_the_image() {
     let mut request = context();
     request.run_as_user = Some(Int64Value { value: 33 });
-    assert_eq!(numbers(&user(&request, "daemon").unwrap()), (33, 33, &[4, 33, 50][..], "/var/www"));
+    assert_eq!(
+        numbers(&user(&request, "daemon").unwrap()),
+        (33, 33, &[4, 33, 50][..], "/var/www")
+    );
     request.run_as_group = Some(Int64Value { value: 1004 });
-    assert_eq!(numbers(&user(&request, "daemon").unwrap()), (33, 1004, &[4, 50, 1004][..], "/var/www"));
+    assert_eq!(
+        numbers(&user(&request, "daemon").unwrap()),
+        (33, 1004, &[4, 50, 1004][..], "/var/www")
+    );
     request.run_as_user = None;
     request.run_as_username = "bare".into();
-    assert_eq!(numbers(&user(&request, "daemon").unwrap()), (1000, 1004, &[4, 1004][..], "/"));
+    assert_eq!(
+        numbers(&user(&request, "daemon").unwrap()),
+        (1000, 1004, &[4, 1004][..], "/")
+    );
 }
 
 #[test]
 fn supplemental_groups_merged_and_strict() {
     let mut request = context();
     request.supplemental_groups = vec![5678, 1234, 5678];
-    assert_eq!(user(&request, "www-data").unwrap().groups, [4, 33, 50, 1234, 5678]);
+    assert_eq!(
+        user(&request, "www-data").unwrap().groups,
+        [4, 33, 50, 1234, 5678]
+    );
     request.supplemental_groups_policy = SupplementalGroupsPolicy::Strict.into();
     assert_eq!(user(&request, "www-data").unwrap().groups, [33, 1234, 5678]);
     request.supplemental_groups_policy = 7;

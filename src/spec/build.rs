@@ -1,0 +1,254 @@
+//! The order of merges: which part of a request, of an image and of this node
+//! makes which part of the spec.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use oci_spec::runtime::{Linux, Process, Root, Spec};
+
+use super::{
+    Built, Error, Inputs, Launch, SandboxInit, capability, context, devices, host::Host, mounts, namespaces,
+    plan, process, resources, seccomp, security, signal, user,
+};
+use crate::proto::{
+    cri::{self, LinuxContainerResources, LinuxContainerSecurityContext},
+    plan as wire,
+};
+
+/// The version of the runtime spec whose fields are used.
+const SPEC_VERSION: &str = "1.2.0";
+/// The folder of the bundle where the root is mounted.
+const ROOT: &str = "rootfs";
+/// As the kubelet and containerd have it for what keeps a pod's namespaces.
+const SANDBOX_OOM_SCORE_ADJ: i32 = -998;
+const SANDBOX_CPU_SHARES: u64 = 2;
+
+/// Makes the spec and the plan of a container: reads the host, changes nothing.
+/// Host paths of mounts must be there: see [`super::prepare_host_paths`].
+pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
+    let request = inputs.request;
+    let default = LinuxContainerSecurityContext::default();
+    let security = context(request).unwrap_or(&default);
+    let mut warnings = Vec::new();
+    check_privilege(inputs, security)?;
+
+    // Who and what runs.
+    let identity = user::resolve(inputs)?;
+    let made = process::process(inputs, &identity)?;
+    let mut process = made.process;
+    // What it may do.
+    let capabilities = capability::of_request(security, inputs.host)?;
+    let bounding = capability::bounding(Some(&capabilities));
+    let seccomp = seccomp::of_request(security, bounding, inputs.host)?;
+    security::check_selinux(security, inputs.host)?;
+    process
+        .set_capabilities(Some(capabilities))
+        .set_no_new_privileges(Some(security.no_new_privs))
+        .set_apparmor_profile(security::apparmor(security, inputs.host, &mut warnings)?)
+        .set_oom_score_adj(oom_score_adj(request, inputs.host, &mut warnings)?);
+    // What it sees.
+    let mounts = mounts::mounts(inputs, &mut warnings)?;
+    let devices = devices::devices(inputs)?;
+    let (masked, readonly) = security::hidden(security)?;
+    // What it may use.
+    let no_limits = LinuxContainerResources::default();
+    let asked = request
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.resources.as_ref())
+        .unwrap_or(&no_limits);
+    let mut limits = resources::to_oci(asked, inputs.host)?;
+    limits.set_devices(Some(devices.rules));
+
+    let mut linux = Linux::default();
+    linux
+        .set_namespaces(Some(namespaces::namespaces(inputs)?))
+        .set_devices(Some(devices.nodes))
+        .set_resources(Some(limits))
+        .set_cgroups_path(Some(cgroup_path(&inputs.sandbox.cgroup_parent, inputs.id)?))
+        .set_rootfs_propagation(mounts.rootfs_propagation.map(str::to_owned))
+        .set_masked_paths(Some(masked))
+        .set_readonly_paths(Some(readonly))
+        .set_seccomp(seccomp);
+    let mut annotations = made.annotations;
+    annotations.extend(cri_annotations(inputs));
+    let spec = assemble(
+        process,
+        linux,
+        security.readonly_rootfs,
+        mounts.mounts,
+        annotations,
+    );
+
+    let log_directory = inputs.sandbox.config.log_directory.as_str();
+    let log_path = process::log_path(log_directory, request)?.map(PathBuf::from);
+    let launch = Launch {
+        id: inputs.id,
+        rootfs: inputs.rootfs,
+        log_path: log_path.as_deref(),
+        stdin: request.stdin,
+        stdin_once: request.stdin && request.stdin_once,
+    };
+    Ok(Built {
+        plan: plan::plan(&spec, &launch)?,
+        spec,
+        stop_signal: signal::stop_signal(request, &inputs.image.stop_signal, &mut warnings)?,
+        user: cri::LinuxContainerUser {
+            uid: identity.uid.into(),
+            gid: identity.gid.into(),
+            supplemental_groups: identity.groups.into_iter().map(i64::from).collect(),
+        },
+        volumes: mounts.volumes,
+        log_path,
+        warnings,
+    })
+}
+
+fn assemble(
+    process: Process,
+    linux: Linux,
+    readonly: bool,
+    mounts: Vec<oci_spec::runtime::Mount>,
+    annotations: HashMap<String, String>,
+) -> Spec {
+    let mut root = Root::default();
+    root.set_path(ROOT.into()).set_readonly(Some(readonly));
+    let mut spec = Spec::default();
+    spec.set_version(SPEC_VERSION.to_owned())
+        .set_root(Some(root))
+        .set_mounts(Some(mounts))
+        .set_process(Some(process))
+        .set_hostname(None)
+        .set_annotations(Some(annotations))
+        .set_linux(Some(linux));
+    spec
+}
+
+/// The kubelet makes a sandbox privileged when one of its containers is.
+fn check_privilege(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext) -> Result<(), Error> {
+    let pod = inputs
+        .sandbox
+        .config
+        .linux
+        .as_ref()
+        .and_then(|linux| linux.security_context.as_ref());
+    if security.privileged && !pod.is_some_and(|pod| pod.privileged) {
+        return Err(Error::invalid(
+            "linux.security_context.privileged",
+            format!(
+                "sandbox {} is not privileged; set it there too",
+                inputs.sandbox.id
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Of the request; without the right to lower it, no lower than the agent's own.
+fn oom_score_adj(
+    request: &cri::ContainerConfig,
+    host: &Host,
+    warnings: &mut Vec<String>,
+) -> Result<Option<i32>, Error> {
+    let Some(asked) = request.linux.as_ref().and_then(|linux| linux.resources.as_ref()) else {
+        return Ok(None);
+    };
+    let range = -1000..=1000;
+    let Some(score) = i32::try_from(asked.oom_score_adj)
+        .ok()
+        .filter(|score| range.contains(score))
+    else {
+        return Err(Error::invalid(
+            "linux.resources.oom_score_adj",
+            format!("{} is not between -1000 and 1000", asked.oom_score_adj),
+        ));
+    };
+    if score < host.oom_score_adj_min {
+        warnings.push(format!(
+            "oom_score_adj {score} is raised to {}: berthd lacks CAP_SYS_RESOURCE",
+            host.oom_score_adj_min
+        ));
+    }
+    Ok(Some(score.max(host.oom_score_adj_min)))
+}
+
+/// The cgroup of a container below its pod's.
+fn cgroup_path(parent: &str, id: &str) -> Result<PathBuf, Error> {
+    let wrong = |message: &str| {
+        Err(Error::invalid(
+            "linux.cgroup_parent",
+            format!("{parent:?} {message}"),
+        ))
+    };
+    if parent.ends_with(".slice") {
+        return wrong("is a systemd slice, and the cgroupfs driver is used");
+    }
+    if !parent.starts_with('/') || parent.split('/').any(|part| part == "..") {
+        return wrong("is not an absolute path");
+    }
+    Ok(Path::new(&mounts::clean(parent)).join(id))
+}
+
+/// The annotations that hooks and handlers know from containerd.
+fn cri_annotations(inputs: &Inputs<'_>) -> Vec<(String, String)> {
+    let (sandbox, request) = (inputs.sandbox, inputs.request);
+    let pod = sandbox.config.metadata.clone().unwrap_or_default();
+    let name = request.metadata.clone().unwrap_or_default().name;
+    [
+        ("container-type", "container"),
+        ("container-name", &name),
+        ("image-name", &inputs.image.name),
+        ("sandbox-id", &sandbox.id),
+        ("sandbox-name", &pod.name),
+        ("sandbox-namespace", &pod.namespace),
+        ("sandbox-uid", &pod.uid),
+    ]
+    .into_iter()
+    .map(|(key, value)| (format!("io.kubernetes.cri.{key}"), value.to_owned()))
+    .collect()
+}
+
+/// The plan of the init that holds the PID namespace of a sandbox: it needs no
+/// image, and has no rights.
+pub fn sandbox_plan(sandbox: &SandboxInit<'_>, host: &Host) -> Result<wire::LaunchPlan, Error> {
+    use wire::namespace::Kind;
+    let joined = [
+        (Kind::Network, sandbox.net_ns),
+        (Kind::Ipc, sandbox.ipc_ns),
+        (Kind::Uts, sandbox.uts_ns),
+    ];
+    let new = [
+        (Kind::Pid, Some(Path::new(""))),
+        (Kind::Mount, Some(Path::new(""))),
+    ];
+    let mut list = Vec::new();
+    for (kind, path) in new.into_iter().chain(joined) {
+        let Some(path) = path else { continue };
+        list.push(wire::Namespace {
+            kind: kind.into(),
+            path: plan::text("namespaces", path)?,
+        });
+    }
+    Ok(wire::LaunchPlan {
+        id: sandbox.id.to_owned(),
+        namespaces: list,
+        sandbox_init: true,
+        process: Some(wire::Process {
+            cwd: "/".into(),
+            capabilities: Some(wire::Capabilities::default()),
+            no_new_privs: true,
+            oom_score_adj: Some(SANDBOX_OOM_SCORE_ADJ.max(host.oom_score_adj_min)),
+            ..Default::default()
+        }),
+        cgroup: Some(wire::Cgroup {
+            path: plan::text("cgroup", &cgroup_path(sandbox.cgroup_parent, sandbox.id)?)?,
+            resources: Some(wire::Resources {
+                cpu_shares: Some(SANDBOX_CPU_SHARES),
+                ..Default::default()
+            }),
+        }),
+        ..Default::default()
+    })
+}
