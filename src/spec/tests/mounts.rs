@@ -114,7 +114,7 @@ fn outer_mounts_come_first_and_equal_depths_keep_their_order() {
     ]);
     let all = targets(&case);
     let own: Vec<&String> = all.iter().filter(|t| !t.starts_with("/etc")).skip(6).collect();
-    assert_eq!(own, ["/z", "/data", "/a", "/dev/shm", "/data/a", "/data/a/b"]);
+    assert_eq!(own, ["/z", "/data", "/a", "/data/a", "/dev/shm", "/data/a/b"]);
 }
 
 #[test]

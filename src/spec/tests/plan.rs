@@ -67,23 +67,23 @@ fn edits_that_the_launcher_cannot_do_are_refused() {
     type Change = fn(&mut Spec);
     let cases: [(&str, Kind, Change); 7] = [
         ("hooks", Kind::Unimplemented, |s| {
-            drop(s.set_hooks(Some(Hooks::default())))
+            let _ = s.set_hooks(Some(Hooks::default()));
         }),
         ("domainname", Kind::Unimplemented, |s| {
-            drop(s.set_domainname(Some("x".into())))
+            let _ = s.set_domainname(Some("x".into()));
         }),
         ("User", Kind::Unimplemented, |s| {
             namespace(s, LinuxNamespaceType::User)
         }),
         ("twice", Kind::Internal, |s| namespace(s, LinuxNamespaceType::Pid)),
         ("hostname", Kind::Internal, |s| {
-            drop(s.set_hostname(Some("x".into())))
+            let _ = s.set_hostname(Some("x".into()));
         }),
         ("mount namespace", Kind::Internal, |s| {
-            drop(linux(s).set_namespaces(None))
+            let _ = linux(s).set_namespaces(None);
         }),
         ("cgroupsPath", Kind::Internal, |s| {
-            drop(linux(s).set_cgroups_path(Some("a/b".into())))
+            let _ = linux(s).set_cgroups_path(Some("a/b".into()));
         }),
     ];
     for (field, kind, change) in cases {
