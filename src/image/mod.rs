@@ -1,1 +1,4 @@
 //! image
+
+pub mod layers;
+pub mod unpack;
