@@ -305,7 +305,7 @@ fn is_whiteout(stat: &Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
-fn is_opaque(folder: BorrowedFd<'_>) -> bool {
+pub(super) fn is_opaque(folder: BorrowedFd<'_>) -> bool {
     let mut value = [0u8; 2];
     matches!(
         rustix::fs::getxattr(proc_path(folder), OPAQUE, &mut value[..]),
