@@ -1,10 +1,302 @@
-//! image
+//! Images: pulled from registries, kept as layer folders, known by name, id and
+//! digest.
+//!
+//! In reading order: [`reference`] (names), [`pull`] (the walk), [`hosts`],
+//! [`registry`], [`auth`] (whom to ask and how), [`manifest`], [`platform`] (what
+//! comes back), [`fetch`], [`transfer`], [`pipeline`], [`decompress`], [`unpack`]
+//! (a layer's bytes on their one way), [`assemble`] (the commit), [`catalog`]
+//! (what is here), [`gc`] (what is no longer needed).
+//!
+//! This module must not know pods or the CRI: names, credentials and containers'
+//! ids come in as plain values.
 
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicBool},
+    time::Duration,
+};
+
+pub mod assemble;
 mod attributes;
+pub mod auth;
+pub mod catalog;
+pub mod content;
 pub mod copy_up;
+pub mod decompress;
+pub mod digest;
+pub mod error;
+pub mod fetch;
+pub mod flights;
+pub mod gc;
+pub mod hosts;
+pub mod http_client;
 pub mod layers;
+pub mod manifest;
+pub mod pipeline;
+pub mod platform;
+pub mod pull;
+pub mod reference;
+pub mod registry;
 pub mod tar;
+pub mod tls;
+pub mod transfer;
 pub mod unpack;
 pub mod usage;
 pub mod view;
 mod walk;
+
+pub use auth::AuthConfig;
+pub use catalog::Image;
+pub use error::Error;
+pub use manifest::ImageConfig;
+
+use crate::{
+    config::Config,
+    store::{Store, images as records},
+};
+use catalog::Catalog;
+use content::Blobs;
+use digest::Digest;
+use flights::{Joined, LayerFlights};
+use layers::Layers;
+use manifest::MAX_CONFIG;
+use platform::Platform;
+use reference::Reference;
+use registry::Patience;
+use tls::Roots;
+use unpack::Limits;
+
+/// The images of this node.
+pub struct Images {
+    inner: Arc<Inner>,
+}
+
+impl fmt::Debug for Images {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Images")
+            .field("root", &self.inner.root)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What images take on their file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FsUsage {
+    /// A folder of that file system: the root.
+    pub mountpoint: PathBuf,
+    /// Bytes on disk of layers, manifests and configs.
+    pub used_bytes: u64,
+    pub inodes_used: u64,
+}
+
+/// What the pulls, which outlive their callers, share with [`Images`].
+#[derive(Debug)]
+pub struct Inner {
+    root: PathBuf,
+    store: Arc<Store>,
+    blobs: Blobs,
+    layers: Arc<Layers>,
+    catalog: RwLock<Arc<Catalog>>,
+    pinned: Vec<String>,
+    config_path: PathBuf,
+    patience: Patience,
+    max_concurrent_layers: usize,
+    limits: Limits,
+    platform: Platform,
+    roots: Roots,
+    flights: Arc<LayerFlights>,
+    pulls: Arc<Joined<PullKey, PullResult>>,
+    /// Held by a commit, and by the removal of what is unused.
+    assembly: Mutex<()>,
+    /// Something may be unused.
+    stale: AtomicBool,
+}
+
+type PullKey = (Reference, AuthConfig);
+type PullResult = Result<String, Arc<Error>>;
+
+impl Images {
+    /// Opens the images under `root`, and removes what an earlier process left
+    /// half-made.
+    pub fn open(root: &Path, store: Arc<Store>, config: &Config) -> Result<Images, Error> {
+        let patience = Patience {
+            stall: Duration::from_secs(config.registry.stall_timeout.max(1)),
+            ..Patience::default()
+        };
+        Images::open_with(root, store, config, patience)
+    }
+
+    fn open_with(
+        root: &Path,
+        store: Arc<Store>,
+        config: &Config,
+        patience: Patience,
+    ) -> Result<Images, Error> {
+        let blobs = Blobs::open(root)?;
+        let numbers = store.read("list layers", records::layer_numbers)?;
+        let layers = Layers::open(&root.join("layers"), numbers.last().copied().unwrap_or(0))?;
+        let pinned = config
+            .image
+            .pinned
+            .iter()
+            .map(|name| match Reference::parse(name) {
+                Ok(reference) => reference.to_string(),
+                Err(_) => name.clone(),
+            });
+        let limits = Limits {
+            bytes: config.image.max_layer_bytes,
+            ..Limits::default()
+        };
+        let inner = Arc::new(Inner {
+            root: root.to_owned(),
+            blobs,
+            layers: Arc::new(layers),
+            catalog: RwLock::default(),
+            pinned: pinned.collect(),
+            config_path: config.registry.config_path.clone(),
+            patience,
+            max_concurrent_layers: config.image.max_concurrent_layers.max(1),
+            limits,
+            platform: Platform::host(),
+            roots: Roots::default(),
+            flights: Arc::default(),
+            pulls: Arc::default(),
+            assembly: Mutex::default(),
+            stale: AtomicBool::new(false),
+            store,
+        });
+        inner.sweep()?;
+        inner.refresh()?;
+        Ok(Images { inner })
+    }
+
+    /// Pulls an image; the answer is its id. The work goes on when the caller
+    /// goes away, and whoever asks for the same with the same credentials
+    /// meanwhile joins it.
+    pub async fn pull(&self, reference: &str, auth: Option<AuthConfig>) -> Result<String, Error> {
+        let parsed = Reference::parse(reference).map_err(|message| Error::Reference {
+            reference: reference.to_owned(),
+            message,
+        })?;
+        let auth = auth.unwrap_or_default();
+        let work = {
+            let (inner, parsed, auth) = (Arc::clone(&self.inner), parsed.clone(), auth.clone());
+            move || async move { pull::run(inner, parsed, auth).await.map_err(Arc::new) }
+        };
+        let result = self.inner.pulls.run((parsed, auth), work).await;
+        let stopped = || Error::Stopped {
+            image: reference.to_owned(),
+        };
+        Ok(result.ok_or_else(stopped)??)
+    }
+
+    /// All images, by id.
+    pub fn list(&self) -> Result<Vec<Arc<Image>>, Error> {
+        Ok(self.inner.catalog().images.clone())
+    }
+
+    /// The image of an id (with or without `sha256:`, or its first 8 digits or
+    /// more), tag or digest; short names mean docker.io's.
+    pub fn find(&self, name: &str) -> Result<Option<Arc<Image>>, Error> {
+        self.inner.catalog().find(name)
+    }
+
+    /// The config blob of an image, as it was pulled: JSON.
+    pub fn config_json(&self, image: &Image) -> Result<String, Error> {
+        let body = match image.id.parse::<Digest>() {
+            Ok(digest) => self.inner.blobs.read(&digest, MAX_CONFIG)?,
+            Err(_) => None,
+        };
+        body.and_then(|body| String::from_utf8(body).ok())
+            .ok_or_else(|| Error::Manifest {
+                object: format!("config {}", image.id),
+                message: "is damaged on disk; pull the image again".into(),
+            })
+    }
+
+    /// Removes the image that `name` means, with all its names, as the CRI wants.
+    /// One that is not there is removed already. Layers that containers stand on
+    /// stay until these are gone.
+    pub fn remove(&self, name: &str) -> Result<(), Error> {
+        let Some(image) = self.find(name)? else {
+            return Ok(());
+        };
+        self.inner
+            .store
+            .durable("remove an image", |t| records::delete_image(t, &image.id))?;
+        self.inner.refresh()?;
+        tracing::info!(id = image.id, names = ?image.repo_tags, "image removed");
+        self.inner.collect();
+        Ok(())
+    }
+
+    /// What layers and blobs take now; containers are not in it.
+    pub fn fs_info(&self) -> Result<FsUsage, Error> {
+        let (layer_bytes, layer_inodes) = self.inner.store.read("sum up layers", records::usage)?;
+        let (blob_bytes, blob_inodes) = self.inner.blobs.usage()?;
+        Ok(FsUsage {
+            mountpoint: self.inner.root.clone(),
+            used_bytes: layer_bytes + blob_bytes,
+            inodes_used: layer_inodes + blob_inodes,
+        })
+    }
+
+    /// Folders of an image's layers for overlay, top first, recorded as in use by
+    /// the container. A layer that comes twice stands where it is uppermost (all
+    /// it does further down it does again there, and overlay refuses a folder
+    /// given twice).
+    pub fn use_layers(&self, image_id: &str, container_id: &str) -> Result<Vec<PathBuf>, Error> {
+        let numbers = self.inner.store.write("use layers", |t| {
+            let present = records::images(t)?.iter().any(|image| image.id == image_id);
+            let mut numbers: Vec<u64> = Vec::new();
+            for row in records::image_layers(t, image_id)?.into_iter().rev() {
+                if !numbers.contains(&row.number) {
+                    numbers.push(row.number);
+                    records::insert_use(t, container_id, row.number)?;
+                }
+                if row.opaque {
+                    break;
+                }
+            }
+            Ok(present.then_some(numbers))
+        })?;
+        let numbers = numbers.ok_or_else(|| Error::NotFound {
+            name: image_id.to_owned(),
+        })?;
+        Ok(numbers
+            .into_iter()
+            .map(|number| self.inner.layers.path(number))
+            .collect())
+    }
+
+    /// The container no longer stands on layers; those that nobody else needs go.
+    pub fn release_layers(&self, container_id: &str) -> Result<(), Error> {
+        let unused = self.inner.store.write("release layers", |t| {
+            Ok(records::delete_uses(t, container_id)? > 0 && !records::unused_layers(t)?.is_empty())
+        })?;
+        if unused {
+            self.inner.collect();
+        }
+        Ok(())
+    }
+
+    /// Ids of the containers that layers are recorded for.
+    pub fn users(&self) -> Result<Vec<String>, Error> {
+        Ok(self.inner.store.read("list users of layers", records::users)?)
+    }
+}
+
+impl Inner {
+    fn catalog(&self) -> Arc<Catalog> {
+        Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Reads the records anew, after they changed.
+    fn refresh(&self) -> Result<(), Error> {
+        let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
+        let new = Catalog::load(&self.store, &self.blobs, &self.pinned, &catalog)?;
+        *catalog = Arc::new(new);
+        Ok(())
+    }
+}

@@ -18,6 +18,8 @@ use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use crate::kind::{HasKind, Kind};
 
+pub mod images;
+
 /// Migrations: entry N brings `user_version` from N to N + 1.
 const MIGRATIONS: &[&str] = &[concat!(
     include_str!("pods.sql"),
