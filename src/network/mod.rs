@@ -4,8 +4,15 @@
 //! by the built-in bridge. Which one it was is recorded before anything is made,
 //! so that a pod is taken down by whoever set it up.
 
+mod bridge;
+mod conntrack;
+mod host;
+mod netlink;
 pub mod netns;
+mod nftables;
 mod pod;
+mod subnet;
+mod wire;
 
 use std::{collections::BTreeSet, sync::Arc};
 

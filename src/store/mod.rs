@@ -8,6 +8,8 @@
 //! All access is through one connection under a mutex: a commit takes tens of
 //! microseconds, so no thread is worth handing it to.
 
+pub mod network;
+
 use std::{
     fmt,
     path::{Path, PathBuf},
