@@ -1,0 +1,378 @@
+//! One client of the shim's socket: frames in, with the descriptors that came
+//! with them, and frames out. Never blocks; a client that does not read its
+//! answers is dropped when its queue is full.
+
+use std::{
+    collections::VecDeque,
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg,
+        sendmsg,
+    },
+};
+
+use super::ttrpc::{self, HEADER, Header};
+
+/// Bytes of answers that wait for a client; more and it is dropped.
+const MAX_QUEUE: usize = 1 << 20;
+
+/// Descriptors that one frame may carry. The most that a verb takes is three;
+/// the kernel closes what does not fit.
+const MAX_FDS: usize = 4;
+
+/// A frame as it came in.
+#[derive(Debug)]
+pub struct Frame {
+    pub header: Header,
+    /// Empty when the frame was over the limit and its bytes were skipped.
+    pub payload: Vec<u8>,
+    /// In the order in which they were sent.
+    pub fds: Vec<OwnedFd>,
+}
+
+/// Why a connection ends.
+#[derive(Debug, thiserror::Error)]
+pub enum Closed {
+    #[error("the client left")]
+    ByPeer,
+    #[error("the client does not read: {MAX_QUEUE} bytes wait for it")]
+    Slow,
+    #[error("the client sent more than {MAX_FDS} descriptors with one frame")]
+    Descriptors,
+    #[error("socket: {0}")]
+    Socket(#[from] Errno),
+}
+
+/// Where the reader is. A read never goes past the end of a frame: so the
+/// descriptors that a read brings belong to the frame it is in.
+#[derive(Debug)]
+enum Reading {
+    Header {
+        bytes: [u8; HEADER],
+        filled: usize,
+    },
+    Payload {
+        header: Header,
+        bytes: Vec<u8>,
+        filled: usize,
+    },
+    /// The payload is over the limit.
+    Skip {
+        header: Header,
+        left: u32,
+    },
+}
+
+const START: Reading = Reading::Header {
+    bytes: [0; HEADER],
+    filled: 0,
+};
+
+/// A connected client.
+#[derive(Debug)]
+pub struct Connection {
+    socket: OwnedFd,
+    reading: Reading,
+    fds: Vec<OwnedFd>,
+    /// Whole frames; of the first, `sent` bytes are gone.
+    queue: VecDeque<Vec<u8>>,
+    sent: usize,
+    queued: usize,
+}
+
+impl Connection {
+    /// `socket` must be non-blocking.
+    pub fn new(socket: OwnedFd) -> Connection {
+        Connection {
+            socket,
+            reading: START,
+            fds: Vec::new(),
+            queue: VecDeque::new(),
+            sent: 0,
+            queued: 0,
+        }
+    }
+
+    /// The next whole frame, or nothing when more bytes must come first.
+    pub fn read(&mut self) -> Result<Option<Frame>, Closed> {
+        let mut skipped = [0; 1024];
+        loop {
+            let target = match &mut self.reading {
+                Reading::Header { bytes, filled } => &mut bytes[*filled..],
+                Reading::Payload { bytes, filled, .. } => &mut bytes[*filled..],
+                Reading::Skip { left, .. } => {
+                    let want = usize::try_from(*left).unwrap_or(usize::MAX).min(skipped.len());
+                    &mut skipped[..want]
+                }
+            };
+            // Nothing to read is a payload of no bytes, not the end of the stream.
+            let count = if target.is_empty() {
+                0
+            } else {
+                match receive(self.socket.as_fd(), target, &mut self.fds) {
+                    Ok(0) => return Err(Closed::ByPeer),
+                    Ok(count) => count,
+                    Err(Errno::AGAIN) => return Ok(None),
+                    Err(Errno::INTR) => continue,
+                    Err(errno) => return Err(errno.into()),
+                }
+            };
+            if self.fds.len() > MAX_FDS {
+                return Err(Closed::Descriptors);
+            }
+            if let Some((header, payload)) = self.advance(count) {
+                return Ok(Some(Frame {
+                    header,
+                    payload,
+                    fds: std::mem::take(&mut self.fds),
+                }));
+            }
+        }
+    }
+
+    /// Moves the reader on by `count` bytes; the frame when it is whole.
+    fn advance(&mut self, count: usize) -> Option<(Header, Vec<u8>)> {
+        match &mut self.reading {
+            Reading::Header { bytes, filled } => {
+                *filled += count;
+                if *filled == HEADER {
+                    let header = Header::decode(*bytes);
+                    self.reading = match header.payload() {
+                        Some(length) => Reading::Payload {
+                            header,
+                            bytes: vec![0; length],
+                            filled: 0,
+                        },
+                        None => Reading::Skip {
+                            header,
+                            left: header.length,
+                        },
+                    };
+                }
+                None
+            }
+            Reading::Payload {
+                header,
+                bytes,
+                filled,
+            } => {
+                *filled += count;
+                if *filled < bytes.len() {
+                    return None;
+                }
+                let whole = (*header, std::mem::take(bytes));
+                self.reading = START;
+                Some(whole)
+            }
+            Reading::Skip { header, left } => {
+                *left = left.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+                if *left > 0 {
+                    return None;
+                }
+                let header = *header;
+                self.reading = START;
+                Some((header, Vec::new()))
+            }
+        }
+    }
+
+    /// Queues an answer and sends what the socket takes.
+    pub fn answer(&mut self, stream: u32, response: &ttrpc::Response) -> Result<(), Closed> {
+        let frame = ttrpc::frame(stream, ttrpc::FrameType::Response, response).or_else(|| {
+            let status = ttrpc::Status::new(ttrpc::Code::ResourceExhausted, "the answer is over 4 MiB");
+            let short = ttrpc::Response {
+                status: Some(status),
+                payload: Vec::new(),
+            };
+            ttrpc::frame(stream, ttrpc::FrameType::Response, &short)
+        });
+        let frame = frame.unwrap_or_default();
+        self.queued += frame.len();
+        if self.queued > MAX_QUEUE {
+            return Err(Closed::Slow);
+        }
+        self.queue.push_back(frame);
+        self.flush()
+    }
+
+    /// Sends what the socket takes.
+    pub fn flush(&mut self) -> Result<(), Closed> {
+        while let Some(frame) = self.queue.front() {
+            let mut control = SendAncillaryBuffer::default();
+            let rest = frame.get(self.sent..).unwrap_or_default();
+            match sendmsg(
+                &self.socket,
+                &[IoSlice::new(rest)],
+                &mut control,
+                SendFlags::NOSIGNAL,
+            ) {
+                Ok(count) => {
+                    self.sent += count;
+                    if count == rest.len() {
+                        self.queued = self.queued.saturating_sub(frame.len());
+                        self.queue.pop_front();
+                        self.sent = 0;
+                    }
+                }
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Closed::ByPeer),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        // An idle connection holds no memory for its queue.
+        self.queue.shrink_to_fit();
+        Ok(())
+    }
+
+    /// Answers wait until the socket takes more.
+    pub fn is_waiting(&self) -> bool {
+        !self.queue.is_empty()
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// One read; descriptors are added to `fds`, close-on-exec.
+fn receive(socket: BorrowedFd<'_>, target: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let message = recvmsg(socket, &mut [IoSliceMut::new(target)], &mut control, flags)?;
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = part {
+            fds.extend(rights);
+        }
+    }
+    Ok(message.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::net::UnixStream};
+
+    use proptest::prelude::*;
+
+    use super::{ttrpc::FrameType, *};
+
+    fn pair() -> (UnixStream, Connection) {
+        let (client, server) = UnixStream::pair().unwrap();
+        server.set_nonblocking(true).unwrap();
+        (client, Connection::new(server.into()))
+    }
+
+    fn request(stream: u32, payload: Vec<u8>) -> Vec<u8> {
+        let request = ttrpc::Request {
+            payload,
+            ..ttrpc::Request::default()
+        };
+        ttrpc::frame(stream, FrameType::Request, &request).unwrap()
+    }
+
+    fn send(client: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(fds)));
+        }
+        let count = sendmsg(client, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
+        assert_eq!(count, bytes.len());
+    }
+
+    proptest! {
+        #[test]
+        fn frames_come_whole_however_they_are_cut(
+            payloads in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..600), 1..6),
+            cut in 1usize..97,
+        ) {
+            let (mut client, mut connection) = pair();
+            let bytes: Vec<u8> = payloads.iter().flat_map(|payload| request(7, payload.clone())).collect();
+            let mut seen = Vec::new();
+            for piece in bytes.chunks(cut) {
+                client.write_all(piece).unwrap();
+                while let Some(frame) = connection.read().unwrap() {
+                    let request: ttrpc::Request = prost::Message::decode(&frame.payload[..]).unwrap();
+                    seen.push(request.payload);
+                }
+            }
+            prop_assert_eq!(seen, payloads);
+        }
+
+        #[test]
+        fn noise_never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
+            let (mut client, mut connection) = pair();
+            client.write_all(&bytes).unwrap();
+            drop(client);
+            while let Ok(Some(_)) = connection.read() {}
+        }
+    }
+
+    #[test]
+    fn descriptors_stay_with_their_frame() {
+        let (client, mut connection) = pair();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        send(&client, &request(1, vec![1; 300]), &[]);
+        send(&client, &request(3, vec![2; 300]), &[null.as_fd(), null.as_fd()]);
+        send(&client, &request(5, vec![3; 300]), &[]);
+        send(&client, &request(7, vec![4; 300]), &[null.as_fd()]);
+        let counts: Vec<(u32, usize)> = std::iter::from_fn(|| connection.read().unwrap())
+            .map(|frame| (frame.header.stream, frame.fds.len()))
+            .collect();
+        assert_eq!(counts, [(1, 0), (3, 2), (5, 0), (7, 1)]);
+    }
+
+    #[test]
+    fn too_many_descriptors_end_the_connection() {
+        let (client, mut connection) = pair();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        send(&client, &request(1, Vec::new()), &[null.as_fd(); 6]);
+        assert!(matches!(connection.read(), Err(Closed::Descriptors)));
+    }
+
+    #[test]
+    fn an_oversized_frame_is_skipped_and_the_next_is_read() {
+        let (mut client, mut connection) = pair();
+        let length = u32::try_from(ttrpc::MAX_PAYLOAD + 1).unwrap();
+        let header = Header {
+            length,
+            stream: 9,
+            kind: FrameType::Request,
+            flags: 0,
+        };
+        let writer = std::thread::spawn(move || {
+            client.write_all(&header.encode()).unwrap();
+            client.write_all(&vec![0; ttrpc::MAX_PAYLOAD + 1]).unwrap();
+            client.write_all(&request(11, vec![1])).unwrap();
+            client
+        });
+        let mut seen = Vec::new();
+        while seen.len() < 2 {
+            if let Some(frame) = connection.read().unwrap() {
+                seen.push((frame.header.stream, frame.payload.len()));
+            }
+        }
+        assert_eq!(seen, [(9, 0), (11, 3)]);
+        writer.join().unwrap();
+    }
+
+    #[test]
+    fn a_client_that_does_not_read_is_dropped() {
+        let (_client, mut connection) = pair();
+        let response = ttrpc::Response {
+            status: None,
+            payload: vec![0; 100_000],
+        };
+        let end = (0..100).find_map(|stream| connection.answer(stream, &response).err());
+        assert!(matches!(end, Some(Closed::Slow)));
+    }
+}

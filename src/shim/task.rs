@@ -1,0 +1,517 @@
+//! The container that the shim runs: its init, its execs, its output, its end.
+//!
+//! The end, in order: the init is reaped; without a PID namespace of its own the
+//! rest of its cgroup is killed (the kernel does so for one that has); execs are
+//! reaped and the output is read to its end, both within [`DRAIN`]; the exit
+//! record is written; the cgroup is removed. Only then is anybody told.
+
+use std::{
+    fs::OpenOptions,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    pipe::{PipeFlags, pipe_with},
+    pty::{OpenptFlags, ioctl_tiocgptpeer},
+};
+
+use super::{
+    clock, console,
+    exec::Exec,
+    exit,
+    fault::{self, Fault},
+    line::Source,
+    log::Log,
+    note,
+    output::{Output, Pumped},
+    state::{Event, State},
+    ttrpc::Code,
+};
+use crate::{
+    cgroup::Cgroup,
+    launcher::{self, ExecTarget, Init, Stdio},
+    proto::{
+        plan::{ExitRecord, LaunchPlan, Resources, namespace::Kind},
+        task::{DeleteResponse, StateResponse},
+    },
+    sys::{allocator, signalfd},
+};
+
+/// How long the end waits for whoever still holds the output or does not die.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// How often an exec that was killed whole is looked at until all of it is gone:
+/// its descendants are other processes' children, no signal tells of them.
+const DYING_POLL: Duration = Duration::from_millis(2);
+
+/// Execs that may be known at a time.
+const MAX_EXECS: usize = 128;
+
+/// How and when a process has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code, or 128 plus the signal.
+    pub code: i32,
+    /// Nanoseconds since the epoch.
+    pub at: i64,
+}
+
+impl Exit {
+    pub fn status(self) -> u32 {
+        u32::try_from(self.code).unwrap_or(255)
+    }
+}
+
+/// A container.
+#[derive(Debug)]
+pub struct Task {
+    pub id: String,
+    bundle: PathBuf,
+    state: State,
+    init: Init,
+    /// The container's processes die with the init, for the kernel sees to it.
+    own_pids: bool,
+    cgroup: Cgroup,
+    /// What the cgroup had counted before the init ran.
+    oom_kills: u64,
+    pub output: Output,
+    /// The slave of the init's terminal: while it is open here, a moment in which
+    /// no process has the terminal open is not taken for the end of the output.
+    terminal: Option<OwnedFd>,
+    /// The write end of the init's standard input.
+    stdin: Option<OwnedFd>,
+    started_at: i64,
+    exit: Option<Exit>,
+    /// Why the start failed.
+    message: String,
+    deadline: Option<Instant>,
+    record: Option<ExitRecord>,
+    execs: Vec<Exec>,
+    /// Cgroups of forgotten execs in which children live on.
+    leftovers: Vec<Cgroup>,
+}
+
+impl Task {
+    /// Makes everything up to an init that waits. An error leaves nothing behind.
+    pub fn create(plan: &LaunchPlan, bundle: &Path) -> Result<Task, Fault> {
+        let terminal = plan.process.as_ref().is_some_and(|process| process.terminal);
+        let log = plan.log.as_ref().map(|log| {
+            let path = Path::new(&log.path);
+            Log::open(path).map_err(|error| fault::internal(&format!("open log {}", path.display()), error))
+        });
+        let has_log = log.is_some();
+        let mut output = Output::new(log.transpose()?);
+        let failed = |error| fault::internal("make the pipes of the container", error);
+        let mut stdio = Stdio {
+            stdin: null().map_err(failed)?,
+            stdout: null().map_err(failed)?,
+            stderr: null().map_err(failed)?,
+        };
+        let mut stdin = None;
+        if !terminal {
+            if plan.stdin {
+                let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+                stdio.stdin = read;
+                stdin = Some(write);
+            }
+            if has_log {
+                let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+                stdio.stdout = write;
+                output.add(read, Source::Stdout, false).map_err(failed)?;
+                let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
+                stdio.stderr = write;
+                output.add(read, Source::Stderr, false).map_err(failed)?;
+            }
+        }
+        let init = launcher::create(plan, bundle, stdio)
+            .map_err(|error| fault::new(Code::Internal, format!("create container {}: {error}", plan.id)))?;
+        let path = plan.cgroup.as_ref().map_or("", |cgroup| cgroup.path.as_str());
+        let cgroup =
+            Cgroup::open(path).map_err(|error| fault::internal("open the container's cgroup", error))?;
+        let oom_kills = cgroup.oom_kills().unwrap_or(0);
+        let mut task = Task {
+            id: plan.id.clone(),
+            bundle: bundle.into(),
+            state: State::Created,
+            own_pids: plan
+                .namespaces
+                .iter()
+                .any(|ns| ns.kind() == Kind::Pid && ns.path.is_empty()),
+            cgroup,
+            oom_kills,
+            output,
+            terminal: None,
+            stdin,
+            started_at: 0,
+            exit: None,
+            message: String::new(),
+            deadline: None,
+            record: None,
+            execs: Vec::new(),
+            leftovers: Vec::new(),
+            init,
+        };
+        if let Err(error) = task.open_terminal() {
+            task.discard();
+            return Err(fault::internal("open the container's terminal", error));
+        }
+        Ok(task)
+    }
+
+    fn open_terminal(&mut self) -> std::io::Result<()> {
+        if let Some(master) = &self.init.console {
+            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+            self.terminal = Some(ioctl_tiocgptpeer(master, flags)?);
+            self.output.add(master.try_clone()?, Source::Stdout, true)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the init execute its program; its pid.
+    pub fn start(&mut self) -> Result<i32, Fault> {
+        let next = self.state.next(Event::Start).map_err(fault::illegal)?;
+        let started_at = clock::now();
+        let started = self.init.start();
+        allocator::trim();
+        if let Err(error) = started {
+            self.message = format!("start container {}: {error}", self.id);
+            let code = error.exit_code();
+            self.ended(code);
+            return Err(fault::start_failed(code, self.message.clone()));
+        }
+        self.state = next;
+        self.started_at = started_at;
+        Ok(self.init.pid)
+    }
+
+    /// A child of the shim was reaped; strangers, that is orphans of the
+    /// container, need nothing more.
+    pub fn reaped(&mut self, pid: i32, code: i32) {
+        if pid == self.init.pid {
+            if self.exit.is_none() && self.state == State::Created {
+                self.message = "ended before it was started".into();
+            }
+            self.ended(code);
+        } else if let Some(exec) = self.execs.iter_mut().find(|exec| exec.pid() == Some(pid)) {
+            exec.reaped(code);
+            self.forget_orphans();
+        }
+    }
+
+    /// The init has ended: the first step of the end.
+    fn ended(&mut self, code: i32) {
+        let Ok(stopped) = self.state.next(Event::Exit) else {
+            return;
+        };
+        self.state = stopped;
+        self.exit = Some(Exit {
+            code,
+            at: clock::now(),
+        });
+        self.deadline = Some(Instant::now() + DRAIN);
+        self.terminal = None;
+        self.stdin = None;
+        if !self.own_pids
+            && let Err(error) = self.cgroup.kill()
+        {
+            note(format_args!("kill what the init left in its cgroup: {error}"));
+        }
+    }
+
+    /// Takes the further steps of the end that can be taken now. True once, when
+    /// the record is in place and the cgroup is gone.
+    pub fn settle(&mut self) -> bool {
+        let (Some(exit), Some(deadline), None) = (self.exit, self.deadline, &self.record) else {
+            return false;
+        };
+        let busy = !self.output.is_ended() || self.execs.iter().any(Exec::is_running);
+        if busy && Instant::now() < deadline {
+            return false;
+        }
+        // Whoever holds the output beyond the end has had its time.
+        for source in [Source::Stdout, Source::Stderr] {
+            self.output.close(source);
+        }
+        let oom_kills = self.cgroup.oom_kills().unwrap_or(0);
+        let record = ExitRecord {
+            code: exit.code,
+            started_at: self.started_at,
+            finished_at: exit.at,
+            oom_killed: oom_kills > self.oom_kills,
+            message: std::mem::take(&mut self.message),
+        };
+        if let Err(error) = exit::write(&self.bundle, &record) {
+            note(format_args!(
+                "write exit record in {}: {error}",
+                self.bundle.display()
+            ));
+        }
+        self.record = Some(record);
+        self.remove_cgroup();
+        true
+    }
+
+    /// When [`Task::settle`], or an exec, must be looked at again.
+    pub fn deadline(&self) -> Option<Instant> {
+        let end = self.deadline.filter(|_| self.record.is_none());
+        let dying = self
+            .execs
+            .iter()
+            .any(|exec| exec.exit().is_none() && exec.has_ended());
+        let look = dying.then(|| Instant::now() + DYING_POLL);
+        end.into_iter().chain(look).min()
+    }
+
+    /// Kills and reaps an init that never ran, and removes the cgroup: no record,
+    /// for nothing happened.
+    pub fn discard(&mut self) {
+        if let Err(error) = self.cgroup.kill() {
+            note(format_args!("kill container {}: {error}", self.id));
+        }
+        let _ = signalfd::send(self.init.pidfd.as_fd(), libc::SIGKILL);
+        let pidfd = rustix::process::WaitId::PidFd(self.init.pidfd.as_fd());
+        let _ = rustix::process::waitid(pidfd, rustix::process::WaitIdOptions::EXITED);
+        self.state = State::Stopped;
+        self.remove_cgroup();
+    }
+
+    fn remove_cgroup(&self) {
+        if let Err(error) = self.cgroup.remove() {
+            note(format_args!(
+                "remove the cgroup of container {}: {error}",
+                self.id
+            ));
+        }
+    }
+
+    /// Reads a stream; whether it has ended, so that nobody waits for it any more.
+    pub fn pump(&mut self, source: Source) -> bool {
+        self.output.pump(source) == Pumped::Ended
+    }
+
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// The init's exit, when all of the end is done.
+    pub fn exit(&self) -> Option<Exit> {
+        self.exit.filter(|_| self.record.is_some())
+    }
+
+    pub fn pid(&self) -> u32 {
+        u32::try_from(self.init.pid).unwrap_or(0)
+    }
+
+    pub fn describe(&self) -> StateResponse {
+        StateResponse {
+            id: self.id.clone(),
+            bundle: self.bundle.display().to_string(),
+            pid: self.pid(),
+            status: self.state.status().into(),
+            terminal: self.init.console.is_some(),
+            exit_status: self.exit.map_or(0, Exit::status),
+            exited_at: self.exit.and_then(|exit| clock::timestamp(exit.at)),
+            ..StateResponse::default()
+        }
+    }
+
+    pub fn pause(&mut self) -> Result<(), Fault> {
+        let next = self.state.next(Event::Pause).map_err(fault::illegal)?;
+        self.cgroup
+            .freeze()
+            .map_err(|error| fault::internal("freeze the container", error))?;
+        self.state = next;
+        Ok(())
+    }
+
+    pub fn resume(&mut self) -> Result<(), Fault> {
+        let next = self.state.next(Event::Resume).map_err(fault::illegal)?;
+        self.cgroup
+            .thaw()
+            .map_err(|error| fault::internal("thaw the container", error))?;
+        self.state = next;
+        Ok(())
+    }
+
+    /// Signals the init, or with `all` kills everything in the cgroup.
+    pub fn kill(&mut self, signal: i32, all: bool) -> Result<(), Fault> {
+        if self.state == State::Stopped {
+            return Err(fault::new(
+                Code::NotFound,
+                format!("container {} has ended", self.id),
+            ));
+        }
+        if all {
+            self.cgroup
+                .kill()
+                .map_err(|error| fault::internal("kill the container's cgroup", error))?;
+        } else {
+            signalfd::send(self.init.pidfd.as_fd(), signal)
+                .map_err(|errno| fault::signal(&format!("container {}", self.id), signal, errno))?;
+        }
+        // In cgroup v1 a frozen process does not die.
+        if signal == libc::SIGKILL && self.state == State::Paused {
+            self.resume()?;
+        }
+        Ok(())
+    }
+
+    pub fn pids(&self) -> Result<Vec<i32>, Fault> {
+        self.cgroup
+            .pids()
+            .map_err(|error| fault::internal("list the container's processes", error))
+    }
+
+    pub fn update(&self, resources: &Resources) -> Result<(), Fault> {
+        if self.state == State::Stopped {
+            return Err(fault::new(
+                Code::FailedPrecondition,
+                format!("container {} has ended", self.id),
+            ));
+        }
+        self.cgroup
+            .apply(resources)
+            .map_err(|error| fault::internal("update the container's cgroup", error))
+    }
+
+    pub fn resize(&self, width: u32, height: u32) -> Result<(), Fault> {
+        let console = self.init.console.as_ref().ok_or_else(|| {
+            fault::new(
+                Code::FailedPrecondition,
+                format!("container {} has no terminal", self.id),
+            )
+        })?;
+        console::resize(console.as_fd(), width, height)
+            .map_err(|errno| fault::internal("resize terminal", errno))
+    }
+
+    /// Ends the init's standard input, if it has one.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    pub fn add_exec(&mut self, exec: Exec) -> Result<(), Fault> {
+        if !matches!(self.state, State::Running) {
+            let message = format!(
+                "container {} is {}: exec needs a running one",
+                self.id,
+                self.state.name()
+            );
+            return Err(fault::new(Code::FailedPrecondition, message));
+        }
+        if self.execs.iter().any(|other| other.id == exec.id) {
+            return Err(fault::new(
+                Code::AlreadyExists,
+                format!("exec {} exists", exec.id),
+            ));
+        }
+        if self.execs.len() >= MAX_EXECS {
+            let message = format!("container {} has {MAX_EXECS} execs: wait for one to end", self.id);
+            return Err(fault::new(Code::ResourceExhausted, message));
+        }
+        self.execs.push(exec);
+        Ok(())
+    }
+
+    /// Runs an exec that was added; its pid. One that cannot be run is forgotten.
+    pub fn start_exec(&mut self, id: &str) -> Result<i32, Fault> {
+        if self.state != State::Running {
+            let message = format!(
+                "container {} is {}: exec needs a running one",
+                self.id,
+                self.state.name()
+            );
+            return Err(fault::new(Code::FailedPrecondition, message));
+        }
+        let at = self.find(id)?;
+        let target = ExecTarget {
+            pid: self.init.pid,
+            pidfd: self.init.pidfd.as_fd(),
+            cgroup: &self.cgroup,
+        };
+        let created = self.execs[at].state() == State::Created;
+        let started = self.execs[at].start(&target);
+        allocator::trim();
+        if started.is_err() && created {
+            self.execs.remove(at);
+        }
+        started
+    }
+
+    pub fn exec(&self, id: &str) -> Result<&Exec, Fault> {
+        self.find(id).map(|at| &self.execs[at])
+    }
+
+    pub fn exec_mut(&mut self, id: &str) -> Result<&mut Exec, Fault> {
+        self.find(id).map(|at| &mut self.execs[at])
+    }
+
+    fn find(&self, id: &str) -> Result<usize, Fault> {
+        let found = self.execs.iter().position(|exec| exec.id == id);
+        found.ok_or_else(|| fault::new(Code::NotFound, format!("container {} has no exec {id}", self.id)))
+    }
+
+    /// Forgets an exec that does not run.
+    pub fn delete_exec(&mut self, id: &str) -> Result<DeleteResponse, Fault> {
+        let at = self.find(id)?;
+        if self.execs[at].is_running() {
+            return Err(fault::new(
+                Code::FailedPrecondition,
+                format!("exec {id} is running: kill it first"),
+            ));
+        }
+        let mut exec = self.execs.remove(at);
+        let deleted = exec.deleted();
+        self.sweep(exec.take_cgroup());
+        Ok(deleted)
+    }
+
+    /// A client has gone: terminals of its execs are let go, and those of its
+    /// execs that do not run are forgotten. The others run on.
+    pub fn client_gone(&mut self, client: u32) {
+        for exec in self.execs.iter_mut().filter(|exec| exec.owner == Some(client)) {
+            exec.owner = None;
+            exec.close_console();
+        }
+        self.forget_orphans();
+    }
+
+    /// Forgets execs that do not run and whose client has gone.
+    fn forget_orphans(&mut self) {
+        while let Some(at) = self
+            .execs
+            .iter()
+            .position(|exec| exec.owner.is_none() && !exec.is_running())
+        {
+            let cgroup = self.execs.remove(at).take_cgroup();
+            self.sweep(cgroup);
+        }
+    }
+
+    /// Removes the cgroups of forgotten execs in which nothing lives any more.
+    fn sweep(&mut self, more: Option<Cgroup>) {
+        self.leftovers.extend(more);
+        self.leftovers
+            .retain(|cgroup| !(is_empty(cgroup) && cgroup.remove().is_ok()));
+    }
+
+    /// The descriptor of an open stream of the init.
+    pub fn stream(&self, source: Source) -> Option<BorrowedFd<'_>> {
+        self.output.descriptor(source)
+    }
+}
+
+/// Nothing lives in it: zombies do not count.
+pub fn is_empty(cgroup: &Cgroup) -> bool {
+    cgroup.pids().is_ok_and(|pids| pids.is_empty())
+}
+
+fn null() -> std::io::Result<OwnedFd> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .map(OwnedFd::from)
+}
