@@ -14,6 +14,7 @@ pub mod mount;
 pub mod namespace;
 pub mod seccomp;
 pub mod signal;
+pub mod signalfd;
 pub mod unshare;
 
 use rustix::io::Errno;
