@@ -1,0 +1,216 @@
+//! What the kernel holds for one berthd: mounts, cgroups, links, nftables,
+//! processes. Everything is found by names that only this berthd has, so that
+//! stories side by side, and the machine itself, do not disturb each other.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::Result;
+
+/// The names by which a node's things are known.
+#[derive(Clone, Debug)]
+pub struct Names {
+    /// The folder that root and state are in.
+    pub folder: PathBuf,
+    pub bridge: String,
+    /// Parent cgroup, "/name".
+    pub cgroup: String,
+    /// Further words that are ours: a CNI bridge, another cgroup parent.
+    pub more: Vec<String>,
+}
+
+/// One line for each thing that was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    lines: BTreeSet<String>,
+}
+
+impl Snapshot {
+    pub fn take(names: &Names) -> Result<Snapshot> {
+        let mut lines = BTreeSet::new();
+        mounts(names, &mut lines)?;
+        cgroups(names, &mut lines)?;
+        links(names, &mut lines);
+        tables(names, &mut lines);
+        processes(names, &mut lines)?;
+        Ok(Snapshot { lines })
+    }
+
+    /// What is here and was not in `before`.
+    pub fn since(&self, before: &Snapshot) -> Vec<String> {
+        self.lines.difference(&before.lines).cloned().collect()
+    }
+}
+
+impl Names {
+    fn are_in(&self, text: &str) -> bool {
+        let folder = self.folder.to_string_lossy();
+        text.contains(&*folder)
+            || text.contains(&self.bridge)
+            || text.contains(&self.cgroup)
+            || self.more.iter().any(|word| text.contains(word.as_str()))
+    }
+}
+
+fn mounts(names: &Names, lines: &mut BTreeSet<String>) -> Result<()> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let ours = table.lines().filter(|line| names.are_in(line));
+    lines.extend(ours.map(|line| format!("mount {line}")));
+    Ok(())
+}
+
+/// Mount points of all cgroup hierarchies, v1 and v2.
+pub fn hierarchies() -> Result<Vec<PathBuf>> {
+    let table = fs::read_to_string("/proc/self/mountinfo")?;
+    let mut found = Vec::new();
+    for line in table.lines() {
+        let Some((left, right)) = line.split_once(" - ") else {
+            continue;
+        };
+        if right.starts_with("cgroup") {
+            found.extend(left.split(' ').nth(4).map(PathBuf::from));
+        }
+    }
+    Ok(found)
+}
+
+fn cgroups(names: &Names, lines: &mut BTreeSet<String>) -> Result<()> {
+    for root in hierarchies()? {
+        let mut folders = vec![root];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    continue;
+                }
+                let path = entry.path();
+                if names.are_in(&path.to_string_lossy()) {
+                    lines.insert(format!("cgroup {}", path.display()));
+                }
+                folders.push(path);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn links(names: &Names, lines: &mut BTreeSet<String>) {
+    let text = output("ip", &["-o", "link"]);
+    let ours = text.lines().filter(|line| names.are_in(line));
+    lines.extend(ours.map(|line| {
+        let name = line.split(':').nth(1).unwrap_or(line).trim();
+        format!("link {name}")
+    }));
+}
+
+/// Tables that mention a name of ours, each with its lines.
+fn tables(names: &Names, lines: &mut BTreeSet<String>) {
+    let rules = output("nft", &["list", "ruleset"]);
+    for table in rules.split("\n}") {
+        if names.are_in(table) {
+            let head = table
+                .lines()
+                .find(|line| line.starts_with("table"))
+                .unwrap_or("table ?");
+            lines.extend(table.lines().map(|line| format!("nft {head} {}", line.trim())));
+        }
+    }
+}
+
+/// A process is ours by its arguments, its folder or its cgroup.
+fn processes(names: &Names, lines: &mut BTreeSet<String>) -> Result<()> {
+    for pid in pids(names)? {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        lines.insert(format!("process {pid} {}", name.trim()));
+    }
+    Ok(())
+}
+
+/// Ids of all processes of this node but our own.
+pub fn pids(names: &Names) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let folder = entry.path();
+        let text = |name: &str| fs::read(folder.join(name)).unwrap_or_default();
+        let place = |name: &str| fs::read_link(folder.join(name)).unwrap_or_default();
+        let ours = [
+            String::from_utf8_lossy(&text("cmdline")).replace('\0', " "),
+            String::from_utf8_lossy(&text("cgroup")).into_owned(),
+            place("cwd").to_string_lossy().into_owned(),
+        ]
+        .iter()
+        .any(|text| names.are_in(text));
+        if ours && pid != std::process::id() && !is_zombie(&folder) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// One that died and waits for its parent is no leak of ours unless berthd is its parent.
+fn is_zombie(folder: &Path) -> bool {
+    let status = fs::read_to_string(folder.join("stat")).unwrap_or_default();
+    status
+        .rsplit(')')
+        .next()
+        .is_some_and(|rest| rest.trim_start().starts_with('Z'))
+}
+
+/// Lines of the machine's mount table.
+pub fn mount_count() -> Result<usize> {
+    Ok(fs::read_to_string("/proc/self/mountinfo")?.lines().count())
+}
+
+/// Private memory of a process, bytes: what would be free if it went.
+pub fn private_memory(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let private = text.lines().filter(|line| line.starts_with("Private_"));
+    let kilobytes: u64 = private
+        .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .sum();
+    Ok(kilobytes * 1024)
+}
+
+/// Standard output of a program, empty when it is not there.
+pub fn output(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output();
+    output.map_or_else(
+        |_| String::new(),
+        |o| String::from_utf8_lossy(&o.stdout).into_owned(),
+    )
+}
+
+/// What lies in a folder: relative paths, without the folders that are always
+/// there and without the records.
+pub fn files(root: &Path) -> BTreeSet<String> {
+    const ALWAYS: [&str; 5] = ["blobs", "blobs/sha256", "containers", "layers", "sandboxes"];
+    let mut found = BTreeSet::new();
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = path
+                .strip_prefix(root)
+                .unwrap_or(&path)
+                .to_string_lossy()
+                .into_owned();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(path);
+            }
+            if !ALWAYS.contains(&&*name) && !name.starts_with("berth.db") {
+                found.insert(name);
+            }
+        }
+    }
+    found
+}
