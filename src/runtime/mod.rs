@@ -1,1 +1,16 @@
-//! runtime
+//! berthd's side of the shims: starting one from a binary that nobody can change
+//! ([`shim_binary`]), calling it ([`shim_client`], [`ttrpc`]), and processes in
+//! running containers ([`exec`]).
+//!
+//! What must not be here: records, pods, anything of the CRI.
+
+pub mod error;
+pub mod exec;
+pub mod shim_binary;
+pub mod shim_client;
+pub mod ttrpc;
+
+pub use error::Error;
+pub use exec::{Exec, ExecIo, ExecOutput};
+pub use shim_binary::ShimBinary;
+pub use shim_client::{Shim, read_exit};

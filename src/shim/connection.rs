@@ -1,6 +1,6 @@
-//! One client of the shim's socket: frames in, with the descriptors that came
-//! with them, and frames out. Never blocks; a client that does not read its
-//! answers is dropped when its queue is full.
+//! One end of a shim's socket: frames in and out, with the descriptors that go
+//! with them. Never blocks; the shim drops a client that does not read its
+//! answers when its queue is full. berthd stands on it too, under tokio.
 
 use std::{
     collections::VecDeque,
@@ -12,14 +12,14 @@ use std::{
 use rustix::{
     io::Errno,
     net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendFlags, recvmsg,
-        sendmsg,
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+        SendFlags, recvmsg, sendmsg,
     },
 };
 
 use super::ttrpc::{self, HEADER, Header};
 
-/// Bytes of answers that wait for a client; more and it is dropped.
+/// Bytes that wait for the other end; with more, it is taken for dead.
 const MAX_QUEUE: usize = 1 << 20;
 
 /// Descriptors that one frame may carry. The most that a verb takes is three;
@@ -39,11 +39,11 @@ pub struct Frame {
 /// Why a connection ends.
 #[derive(Debug, thiserror::Error)]
 pub enum Closed {
-    #[error("the client left")]
+    #[error("the other end was closed")]
     ByPeer,
-    #[error("the client does not read: {MAX_QUEUE} bytes wait for it")]
+    #[error("the other end does not read: more than {MAX_QUEUE} bytes wait for it")]
     Slow,
-    #[error("the client sent more than {MAX_FDS} descriptors with one frame")]
+    #[error("more than {MAX_FDS} descriptors came with one frame")]
     Descriptors,
     #[error("socket: {0}")]
     Socket(#[from] Errno),
@@ -74,21 +74,28 @@ const START: Reading = Reading::Header {
     filled: 0,
 };
 
-/// A connected client.
+/// A whole frame that waits; its descriptors go with its first byte.
 #[derive(Debug)]
-pub struct Connection {
-    socket: OwnedFd,
+struct Outgoing {
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+/// A connected socket: a descriptor, or whatever lends one.
+#[derive(Debug)]
+pub struct Connection<S = OwnedFd> {
+    socket: S,
     reading: Reading,
     fds: Vec<OwnedFd>,
-    /// Whole frames; of the first, `sent` bytes are gone.
-    queue: VecDeque<Vec<u8>>,
+    /// Of the first, `sent` bytes are gone.
+    queue: VecDeque<Outgoing>,
     sent: usize,
     queued: usize,
 }
 
-impl Connection {
+impl<S: AsFd> Connection<S> {
     /// `socket` must be non-blocking.
-    pub fn new(socket: OwnedFd) -> Connection {
+    pub fn new(socket: S) -> Connection<S> {
         Connection {
             socket,
             reading: START,
@@ -192,30 +199,30 @@ impl Connection {
             };
             ttrpc::frame(stream, ttrpc::FrameType::Response, &short)
         });
-        let frame = frame.unwrap_or_default();
-        self.queued += frame.len();
+        self.send(frame.unwrap_or_default(), Vec::new())
+    }
+
+    /// Queues a frame and sends what the socket takes. The descriptors, at most
+    /// [`MAX_FDS`], are closed here once they are sent.
+    pub fn send(&mut self, frame: Vec<u8>, fds: Vec<OwnedFd>) -> Result<(), Closed> {
         if self.queued > MAX_QUEUE {
             return Err(Closed::Slow);
         }
-        self.queue.push_back(frame);
+        self.queued += frame.len();
+        self.queue.push_back(Outgoing { bytes: frame, fds });
         self.flush()
     }
 
     /// Sends what the socket takes.
     pub fn flush(&mut self) -> Result<(), Closed> {
-        while let Some(frame) = self.queue.front() {
-            let mut control = SendAncillaryBuffer::default();
-            let rest = frame.get(self.sent..).unwrap_or_default();
-            match sendmsg(
-                &self.socket,
-                &[IoSlice::new(rest)],
-                &mut control,
-                SendFlags::NOSIGNAL,
-            ) {
+        while let Some(frame) = self.queue.front_mut() {
+            let rest = frame.bytes.get(self.sent..).unwrap_or_default();
+            match transmit(self.socket.as_fd(), rest, &frame.fds) {
                 Ok(count) => {
+                    frame.fds = Vec::new();
                     self.sent += count;
                     if count == rest.len() {
-                        self.queued = self.queued.saturating_sub(frame.len());
+                        self.queued = self.queued.saturating_sub(frame.bytes.len());
                         self.queue.pop_front();
                         self.sent = 0;
                     }
@@ -231,16 +238,28 @@ impl Connection {
         Ok(())
     }
 
-    /// Answers wait until the socket takes more.
+    /// Frames wait until the socket takes more.
     pub fn is_waiting(&self) -> bool {
         !self.queue.is_empty()
     }
 }
 
-impl AsFd for Connection {
+impl<S: AsFd> AsFd for Connection<S> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// One write, of bytes and the descriptors that go with the first of them.
+fn transmit(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Errno::TOOMANYREFS);
+    }
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)
 }
 
 /// One read; descriptors are added to `fds`, close-on-exec.
@@ -283,7 +302,7 @@ mod tests {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() {
-            assert!(control.push(rustix::net::SendAncillaryMessage::ScmRights(fds)));
+            assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
         }
         let count = sendmsg(client, &[IoSlice::new(bytes)], &mut control, SendFlags::empty()).unwrap();
         assert_eq!(count, bytes.len());

@@ -1,0 +1,382 @@
+//! Processes in a running container: with the caller's descriptors, or to the
+//! end with the output collected, as probes want it.
+
+use std::{
+    io::{self, IoSliceMut},
+    mem::{self, MaybeUninit},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    pin::pin,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use rustix::{
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+    pipe::{PipeFlags, pipe_with},
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    net::unix::pipe::Receiver,
+};
+
+use super::{Error, Shim, shim_client::any};
+use crate::proto::{plan, task};
+
+/// How long the end of the output is waited for after the process has ended: what
+/// it wrote is in the pipe by then, and a child that it left in the background
+/// may hold the pipe for a year.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// How long a verb of an exec may take; its start reads from any disk.
+const LIMIT: Duration = Duration::from_secs(120);
+
+const SIGKILL: u32 = 9;
+
+/// What a process reads and writes.
+#[derive(Debug)]
+pub enum ExecIo {
+    /// The process's ends, closed here once the shim has them; absent: /dev/null.
+    Pipes {
+        stdin: Option<OwnedFd>,
+        stdout: Option<OwnedFd>,
+        stderr: Option<OwnedFd>,
+    },
+    /// A terminal, see [`Exec::take_console`]; `process.terminal` must be set.
+    Terminal,
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExecOutput {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    /// Exit code, or 128 plus the signal.
+    pub code: i32,
+    /// Output beyond the limit was dropped.
+    pub truncated: bool,
+}
+
+/// A process that was started in a container. When this is dropped before its
+/// end was seen, the process runs on, and is forgotten when it ends.
+#[derive(Debug)]
+pub struct Exec {
+    shim: Shim,
+    id: String,
+    pid: u32,
+    console: Option<OwnedFd>,
+    /// Nothing of it is left in the shim.
+    forgotten: bool,
+    kill_on_drop: bool,
+}
+
+impl Shim {
+    /// Starts a process in the container. `exec_id` is new in this container.
+    /// [`Error::Start`] when the program cannot be executed.
+    pub async fn exec(&self, exec_id: &str, process: &plan::Process, stdio: ExecIo) -> Result<Exec, Error> {
+        let mut exec = Exec {
+            shim: self.clone(),
+            id: exec_id.into(),
+            pid: 0,
+            console: None,
+            forgotten: false,
+            kill_on_drop: true,
+        };
+        let mut request = task::ExecProcessRequest {
+            id: self.id().into(),
+            exec_id: exec_id.into(),
+            terminal: process.terminal,
+            spec: Some(any("berth.plan.v1.Process", process)),
+            ..Default::default()
+        };
+        let mut fds = Vec::new();
+        let mut name = |fd: Option<OwnedFd>| match fd {
+            Some(fd) => {
+                fds.push(fd);
+                format!("fd:{}", fds.len() - 1)
+            }
+            None => String::new(),
+        };
+        let mut console = None;
+        match stdio {
+            ExecIo::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                request.stdin = name(stdin);
+                request.stdout = name(stdout);
+                request.stderr = name(stderr);
+            }
+            ExecIo::Terminal => {
+                let (ours, theirs) =
+                    UnixStream::pair().map_err(|source| self.exec_error("make a socket", source))?;
+                request.stdout = name(Some(theirs.into()));
+                console = Some(ours);
+            }
+        }
+        let added: Result<(), Error> = self.call_with("Exec", Some(LIMIT), &request, fds).await;
+        if let Err(error) = added {
+            exec.forgotten = !matches!(error, Error::Slow { .. });
+            return Err(error);
+        }
+        let started: Result<task::StartResponse, Error> =
+            self.call("Start", LIMIT, &self.request_start(exec_id)).await;
+        match started {
+            Ok(answer) => exec.pid = answer.pid,
+            Err(error) => {
+                // The shim forgets what it cannot start.
+                exec.forgotten = matches!(error, Error::Start { .. });
+                return Err(error);
+            }
+        }
+        if let Some(socket) = console {
+            let master =
+                receive_console(&socket).map_err(|source| self.exec_error("receive the terminal", source))?;
+            exec.console = Some(master);
+        }
+        exec.kill_on_drop = false;
+        Ok(exec)
+    }
+
+    /// Runs a command to its end. Of each stream `limit_bytes` are kept, the rest
+    /// is read and dropped. A command over `timeout` is killed with all that it
+    /// has started, and all of it is gone when [`Error::ExecTimeout`] comes.
+    pub async fn exec_sync(
+        &self,
+        process: &plan::Process,
+        timeout: Option<Duration>,
+        limit_bytes: usize,
+    ) -> Result<ExecOutput, Error> {
+        let failed = |source| self.exec_error("make a pipe", source);
+        let (stdout, stdout_end) = pipe().map_err(failed)?;
+        let (stderr, stderr_end) = pipe().map_err(failed)?;
+        let stdio = ExecIo::Pipes {
+            stdin: None,
+            stdout: Some(stdout_end),
+            stderr: Some(stderr_end),
+        };
+        let mut exec = self.exec(&new_id(), process, stdio).await?;
+        exec.kill_on_drop = true;
+
+        let (mut out, mut err) = (Collected::default(), Collected::default());
+        let code = {
+            let mut collecting = pin!(async {
+                tokio::join!(out.collect(stdout, limit_bytes), err.collect(stderr, limit_bytes));
+            });
+            let mut collected = false;
+            let ended = async {
+                let mut waiting = pin!(exec.exit_code());
+                loop {
+                    tokio::select! {
+                        code = &mut waiting => break code,
+                        () = &mut collecting, if !collected => collected = true,
+                    }
+                }
+            };
+            let code = match timeout {
+                None => ended.await?,
+                Some(after) => match tokio::time::timeout(after, ended).await {
+                    Ok(code) => code?,
+                    Err(_) => {
+                        exec.kill_all().await?;
+                        exec.exit_code().await?;
+                        exec.forget().await;
+                        return Err(Error::ExecTimeout {
+                            id: self.id().into(),
+                            command: process.args.join(" "),
+                            after,
+                        });
+                    }
+                },
+            };
+            if !collected {
+                let _ = tokio::time::timeout(DRAIN, collecting).await;
+            }
+            code
+        };
+        exec.forget().await;
+        Ok(ExecOutput {
+            truncated: out.truncated || err.truncated,
+            stdout: out.bytes,
+            stderr: err.bytes,
+            code,
+        })
+    }
+
+    fn exec_error(&self, step: &'static str, source: io::Error) -> Error {
+        Error::Exec {
+            id: self.id().into(),
+            step,
+            source,
+        }
+    }
+}
+
+impl Exec {
+    /// As the host has it.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The terminal's master, once. The shim keeps a copy for [`Exec::resize`],
+    /// until [`Exec::hang_up`].
+    pub fn take_console(&mut self) -> Option<OwnedFd> {
+        self.console.take()
+    }
+
+    /// Waits for the process to end: its exit code, or 128 plus the signal.
+    pub async fn wait(mut self) -> Result<i32, Error> {
+        let code = self.exit_code().await?;
+        self.forget().await;
+        Ok(code)
+    }
+
+    /// Signals the process.
+    pub async fn kill(&self, signal: u32) -> Result<(), Error> {
+        self.shim.kill_process(&self.id, signal, false).await
+    }
+
+    /// Kills the process and all that it has started. The end is seen by
+    /// [`Exec::wait`] when the last of them is gone.
+    pub async fn kill_all(&self) -> Result<(), Error> {
+        self.shim.kill_process(&self.id, SIGKILL, true).await
+    }
+
+    /// The size of its terminal, in characters.
+    pub async fn resize(&self, width: u32, height: u32) -> Result<(), Error> {
+        self.shim.resize_process(&self.id, width, height).await
+    }
+
+    /// Lets go of the shim's copy of the terminal: when the caller has closed its
+    /// own, the processes behind it get SIGHUP.
+    pub async fn hang_up(&self) -> Result<(), Error> {
+        let request = task::CloseIoRequest {
+            id: self.shim.id().into(),
+            exec_id: self.id.clone(),
+            stdin: true,
+        };
+        self.shim.call("CloseIO", LIMIT, &request).await
+    }
+
+    async fn exit_code(&self) -> Result<i32, Error> {
+        let request = task::WaitRequest {
+            id: self.shim.id().into(),
+            exec_id: self.id.clone(),
+        };
+        let answer: task::WaitResponse = self.shim.call_with("Wait", None, &request, Vec::new()).await?;
+        Ok(i32::try_from(answer.exit_status).unwrap_or(255))
+    }
+
+    /// Best effort: a shim that ends forgets everything.
+    async fn forget(&mut self) {
+        self.forgotten = true;
+        let request = delete_request(&self.shim, &self.id);
+        let _: Result<task::DeleteResponse, Error> = self.shim.call("Delete", LIMIT, &request).await;
+    }
+}
+
+impl Drop for Exec {
+    fn drop(&mut self) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        if mem::replace(&mut self.forgotten, true) {
+            return;
+        }
+        let left = Exec {
+            shim: self.shim.clone(),
+            id: mem::take(&mut self.id),
+            pid: self.pid,
+            console: None,
+            forgotten: true,
+            kill_on_drop: false,
+        };
+        let kill = self.kill_on_drop;
+        runtime.spawn(async move {
+            let mut left = left;
+            if kill {
+                // One that was not started yet cannot be killed, only forgotten.
+                if left.kill_all().await.is_ok() {
+                    let _ = left.exit_code().await;
+                }
+            } else {
+                let _ = left.exit_code().await;
+            }
+            left.forget().await;
+        });
+    }
+}
+
+fn delete_request(shim: &Shim, exec_id: &str) -> task::DeleteRequest {
+    task::DeleteRequest {
+        id: shim.id().into(),
+        exec_id: exec_id.into(),
+    }
+}
+
+/// What came out of a pipe so far: it stays when the reading is given up.
+#[derive(Debug, Default)]
+struct Collected {
+    bytes: Vec<u8>,
+    truncated: bool,
+}
+
+impl Collected {
+    /// Reads to the end; keeps `limit` bytes. An error is an end.
+    async fn collect(&mut self, mut from: impl AsyncRead + Unpin, limit: usize) {
+        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
+        if (&mut from)
+            .take(limit)
+            .read_to_end(&mut self.bytes)
+            .await
+            .is_err()
+        {
+            return;
+        }
+        let mut rest = vec![0; 4096];
+        while from.read(&mut rest).await.is_ok_and(|count| count > 0) {
+            self.truncated = true;
+        }
+    }
+}
+
+/// A pipe: our end, and the process's.
+fn pipe() -> io::Result<(Receiver, OwnedFd)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    Ok((Receiver::from_owned_fd(read)?, write))
+}
+
+/// New in every container: berthd's pid keeps those of a berthd that died apart.
+fn new_id() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("s{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// The shim has sent the master before it answered.
+fn receive_console(socket: &UnixStream) -> io::Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    recvmsg(
+        socket.as_fd(),
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut control,
+        flags,
+    )?;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(mut rights) = message
+            && let Some(master) = rights.next()
+        {
+            return Ok(master);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the shim sent none"))
+}

@@ -1,0 +1,518 @@
+//! One shim, as berthd sees it: started or found again, called, waited for.
+//!
+//! The truth about an exit is the file `exit`, which the shim writes before it
+//! tells anybody and before it ends. So a connection that breaks is no loss:
+//! either the file is there, or the shim is still there and is connected to
+//! again, or it died without a word, which is [`Error::Vanished`].
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, net::UnixListener, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use prost::Message;
+use tokio::sync::watch;
+
+use super::{Error, ShimBinary, ttrpc::Client};
+use crate::{
+    proto::{
+        google::protobuf::Any,
+        plan::{self, ExitRecord},
+        task,
+    },
+    shim::{
+        SOCKET, exit, fault,
+        ttrpc::{Code, Status},
+    },
+};
+
+/// The shim's log in the container's state folder.
+const LOG: &str = "shim.log";
+
+/// How long a verb may take that only changes something in the kernel.
+const QUICK: Duration = Duration::from_secs(30);
+
+/// How long Create and Start may take: they mount and execute, on any disk.
+const LONG: Duration = Duration::from_secs(120);
+
+/// How long a shim has to leave after its container was deleted.
+const LEAVE: Duration = Duration::from_secs(3);
+
+/// The shim of one container; clones share the connection.
+#[derive(Clone, Debug)]
+pub struct Shim {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    id: String,
+    dir: PathBuf,
+    client: Mutex<Client>,
+    /// Where all who wait for the exit wait; absent until the first one.
+    exit: Mutex<Option<watch::Receiver<Option<Ended>>>>,
+}
+
+/// The container has ended: what is known besides the record.
+#[derive(Clone, Debug, Default)]
+struct Ended {
+    answer: Option<ExitRecord>,
+}
+
+impl Shim {
+    /// Starts a shim for the container `id` in its state folder `dir`, which must
+    /// exist, and connects to it.
+    pub async fn spawn(binary: &ShimBinary, id: &str, dir: &Path) -> Result<Shim, Error> {
+        let path = binary.path();
+        let (name, folder) = (id.to_owned(), dir.to_owned());
+        // The binary outlives the call: it is borrowed while this waits.
+        let started = tokio::task::spawn_blocking(move || start(&path, &name, &folder)).await;
+        let mut child = match started {
+            Ok(started) => started.map_err(|(step, source)| Error::Spawn {
+                id: id.into(),
+                dir: dir.into(),
+                step,
+                source,
+            })?,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        // So that it is no zombie when it ends; if berthd ends first, init reaps it.
+        tokio::spawn(async move { child.wait().await });
+        Shim::connect(id, dir).await
+    }
+
+    /// Connects to the shim in `dir`. [`Error::Gone`] when nobody listens there.
+    pub async fn connect(id: &str, dir: &Path) -> Result<Shim, Error> {
+        let inner = Inner {
+            id: id.into(),
+            dir: dir.into(),
+            client: Mutex::new(connect(id, dir).await?),
+            exit: Mutex::new(None),
+        };
+        Ok(Shim {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The container's id.
+    pub fn id(&self) -> &str {
+        &self.inner.id
+    }
+
+    /// Makes cgroup, root and init; the init's pid. It waits for [`Shim::start`].
+    pub async fn create(&self, plan: &plan::LaunchPlan, dir: &Path) -> Result<u32, Error> {
+        let request = task::CreateTaskRequest {
+            id: self.inner.id.clone(),
+            bundle: dir.display().to_string(),
+            terminal: plan.process.as_ref().is_some_and(|process| process.terminal),
+            options: Some(any("berth.plan.v1.LaunchPlan", plan)),
+            ..Default::default()
+        };
+        let answer: task::CreateTaskResponse = self.call("Create", LONG, &request).await?;
+        Ok(answer.pid)
+    }
+
+    /// Lets the init execute its program. [`Error::Start`] when it cannot; the
+    /// shim has then written the exit record and ends.
+    pub async fn start(&self) -> Result<u32, Error> {
+        let answer: task::StartResponse = self.call("Start", LONG, &self.request_start("")).await?;
+        Ok(answer.pid)
+    }
+
+    pub async fn state(&self) -> Result<task::StateResponse, Error> {
+        let request = task::StateRequest {
+            id: self.inner.id.clone(),
+            ..Default::default()
+        };
+        self.call("State", QUICK, &request).await
+    }
+
+    /// Signals the init; with `all`, which takes SIGKILL only, the whole cgroup.
+    /// A container that has ended is `Kind::NotFound`.
+    pub async fn kill(&self, signal: u32, all: bool) -> Result<(), Error> {
+        self.kill_process("", signal, all).await
+    }
+
+    /// Freezes all processes of the container.
+    pub async fn pause(&self) -> Result<(), Error> {
+        let request = task::PauseRequest {
+            id: self.inner.id.clone(),
+        };
+        self.call("Pause", QUICK, &request).await
+    }
+
+    pub async fn resume(&self) -> Result<(), Error> {
+        let request = task::ResumeRequest {
+            id: self.inner.id.clone(),
+        };
+        self.call("Resume", QUICK, &request).await
+    }
+
+    /// Changes limits; absent fields stay as they are.
+    pub async fn update(&self, resources: &plan::Resources) -> Result<(), Error> {
+        self.update_with(any("berth.plan.v1.Resources", resources)).await
+    }
+
+    /// Opens the log file anew by its path, which is there when this returns.
+    pub async fn reopen_log(&self) -> Result<(), Error> {
+        let request = plan::LogRequest { reopen: true };
+        self.update_with(any("berth.plan.v1.LogRequest", &request)).await
+    }
+
+    async fn update_with(&self, resources: Any) -> Result<(), Error> {
+        let request = task::UpdateTaskRequest {
+            id: self.inner.id.clone(),
+            resources: Some(resources),
+            ..Default::default()
+        };
+        self.call("Update", QUICK, &request).await
+    }
+
+    /// Ends the init's standard input.
+    pub async fn close_stdin(&self) -> Result<(), Error> {
+        let request = task::CloseIoRequest {
+            id: self.inner.id.clone(),
+            stdin: true,
+            ..Default::default()
+        };
+        self.call("CloseIO", QUICK, &request).await
+    }
+
+    /// The size, in characters, of the init's terminal.
+    pub async fn resize(&self, width: u32, height: u32) -> Result<(), Error> {
+        self.resize_process("", width, height).await
+    }
+
+    /// The pids of all processes in the container, as the host has them.
+    pub async fn pids(&self) -> Result<Vec<u32>, Error> {
+        let request = task::PidsRequest {
+            id: self.inner.id.clone(),
+        };
+        let answer: task::PidsResponse = self.call("Pids", QUICK, &request).await?;
+        Ok(answer.processes.iter().map(|process| process.pid).collect())
+    }
+
+    /// Waits for the exit, for as long as it takes. Any number may wait; dropping
+    /// a wait costs nothing.
+    pub async fn wait(&self) -> Result<ExitRecord, Error> {
+        let mut exit = self.exit_watch();
+        let ended = match exit.wait_for(Option::is_some).await {
+            Ok(ended) => ended.clone().unwrap_or_default(),
+            // The task that waits for the shim went with its runtime.
+            Err(_) => Ended::default(),
+        };
+        match read_exit(&self.inner.dir)? {
+            Some(record) => Ok(record),
+            None => ended.answer.ok_or_else(|| Error::Vanished {
+                id: self.inner.id.clone(),
+                last_words: last_words(&self.inner.dir),
+            }),
+        }
+    }
+
+    /// One task waits for the shim, all callers for that task.
+    fn exit_watch(&self) -> watch::Receiver<Option<Ended>> {
+        let mut exit = self.inner.exit.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(exit) = &*exit {
+            return exit.clone();
+        }
+        let (sender, receiver) = watch::channel(None);
+        *exit = Some(receiver.clone());
+        let shim = self.clone();
+        tokio::spawn(async move {
+            let answer = shim.wait_remote().await;
+            sender.send_replace(Some(Ended { answer }));
+        });
+        receiver
+    }
+
+    /// Returns when the container has ended or the shim is gone; the shim's
+    /// answer serves when it could not write the record.
+    async fn wait_remote(&self) -> Option<ExitRecord> {
+        let request = task::WaitRequest {
+            id: self.inner.id.clone(),
+            ..Default::default()
+        };
+        let payload = request.encode_to_vec();
+        loop {
+            let client = self.client();
+            if let Ok(response) = client.call("Wait", payload.clone(), Vec::new()).await {
+                let answer = self.read_answer::<task::WaitResponse>("Wait", response).ok()?;
+                return Some(ExitRecord {
+                    code: i32::try_from(answer.exit_status).unwrap_or(255),
+                    finished_at: answer
+                        .exited_at
+                        .map_or(0, |at| at.seconds * 1_000_000_000 + i64::from(at.nanos)),
+                    ..ExitRecord::default()
+                });
+            }
+            if matches!(read_exit(&self.inner.dir), Ok(Some(_))) || self.reconnect().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// Removes the container and lets its shim end; what still runs is killed. A
+    /// shim that is gone has done so by itself.
+    pub async fn delete(&self) -> Result<(), Error> {
+        let request = task::DeleteRequest {
+            id: self.inner.id.clone(),
+            ..Default::default()
+        };
+        match self.call::<task::DeleteResponse>("Delete", QUICK, &request).await {
+            Ok(_) => {}
+            Err(error) if error.is_remote(Code::FailedPrecondition) => {
+                match self.kill(9, true).await {
+                    Err(error) if !error.is_gone() && !error.is_remote(Code::NotFound) => return Err(error),
+                    _ => {}
+                }
+                // After its end the shim removes everything by itself.
+                match self.wait().await {
+                    Err(error) if !error.is_gone() => return Err(error),
+                    _ => {}
+                }
+            }
+            // It was given no container.
+            Err(error) if error.is_remote(Code::NotFound) => {
+                let request = task::ShutdownRequest {
+                    id: self.inner.id.clone(),
+                    now: true,
+                };
+                match self.call::<()>("Shutdown", QUICK, &request).await {
+                    Err(error) if !error.is_gone() => return Err(error),
+                    _ => {}
+                }
+            }
+            Err(error) if error.is_gone() => {}
+            Err(error) => return Err(error),
+        }
+        let client = self.client();
+        let left = tokio::time::timeout(LEAVE, client.closed()).await;
+        left.map_err(|_| self.slow("Delete", LEAVE))
+    }
+
+    pub(super) async fn kill_process(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), Error> {
+        let request = task::KillRequest {
+            id: self.inner.id.clone(),
+            exec_id: exec_id.into(),
+            signal,
+            all,
+        };
+        self.call("Kill", QUICK, &request).await
+    }
+
+    pub(super) async fn resize_process(&self, exec_id: &str, width: u32, height: u32) -> Result<(), Error> {
+        let request = task::ResizePtyRequest {
+            id: self.inner.id.clone(),
+            exec_id: exec_id.into(),
+            width,
+            height,
+        };
+        self.call("ResizePty", QUICK, &request).await
+    }
+
+    pub(super) fn request_start(&self, exec_id: &str) -> task::StartRequest {
+        task::StartRequest {
+            id: self.inner.id.clone(),
+            exec_id: exec_id.into(),
+        }
+    }
+
+    /// Calls a verb that answers at once.
+    pub(super) async fn call<R: Message + Default>(
+        &self,
+        method: &'static str,
+        limit: Duration,
+        request: &impl Message,
+    ) -> Result<R, Error> {
+        self.call_with(method, Some(limit), request, Vec::new()).await
+    }
+
+    /// Calls a verb; `fds` go with the request.
+    pub(super) async fn call_with<R: Message + Default>(
+        &self,
+        method: &'static str,
+        limit: Option<Duration>,
+        request: &impl Message,
+        fds: Vec<OwnedFd>,
+    ) -> Result<R, Error> {
+        let client = self.client();
+        if client.is_closed() {
+            self.reconnect().await?;
+        }
+        let client = self.client();
+        let call = client.call(method, request.encode_to_vec(), fds);
+        let response = match limit {
+            Some(limit) => tokio::time::timeout(limit, call)
+                .await
+                .map_err(|_| self.slow(method, limit))?,
+            None => call.await,
+        };
+        let response = response.map_err(|_| Error::Broken {
+            id: self.inner.id.clone(),
+            method,
+            last_words: last_words(&self.inner.dir),
+        })?;
+        self.read_answer(method, response)
+    }
+
+    fn read_answer<R: Message + Default>(
+        &self,
+        method: &'static str,
+        response: crate::shim::ttrpc::Response,
+    ) -> Result<R, Error> {
+        let id = self.inner.id.clone();
+        match response.status {
+            Some(status) if status.code != Code::Ok as i32 => Err(remote(id, method, status)),
+            _ => R::decode(&response.payload[..]).map_err(|error| Error::Protocol {
+                id,
+                method,
+                reason: error.to_string(),
+            }),
+        }
+    }
+
+    fn client(&self) -> Client {
+        self.inner
+            .client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    async fn reconnect(&self) -> Result<(), Error> {
+        let client = connect(&self.inner.id, &self.inner.dir).await?;
+        *self.inner.client.lock().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
+    }
+
+    fn slow(&self, method: &'static str, after: Duration) -> Error {
+        Error::Slow {
+            id: self.inner.id.clone(),
+            method,
+            after,
+        }
+    }
+}
+
+/// The exit record in a container's state folder, if the container has ended.
+pub fn read_exit(dir: &Path) -> Result<Option<ExitRecord>, Error> {
+    exit::read(dir).map_err(|source| Error::Record {
+        dir: dir.into(),
+        source,
+    })
+}
+
+/// Binds the socket and runs the program; the error with its step. The socket is
+/// the child's standard input, so that nothing but the standard library's vfork
+/// is needed to hand it over.
+fn start(program: &Path, id: &str, dir: &Path) -> Result<tokio::process::Child, (&'static str, io::Error)> {
+    let (_folder, socket) = socket_path(dir).map_err(|error| ("open the folder", error))?;
+    match fs::remove_file(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(("remove the old socket", error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&socket).map_err(|error| ("bind shim.sock", error))?;
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(dir.join(LOG))
+        .map_err(|error| ("open shim.log", error))?;
+    let mut command = std::process::Command::new(program);
+    command
+        .arg0("berth-shim")
+        .args(["-id", id])
+        .current_dir(dir)
+        .env_clear()
+        .stdin(OwnedFd::from(listener))
+        .stdout(Stdio::null())
+        .stderr(log);
+    tokio::process::Command::from(command)
+        .spawn()
+        .map_err(|error| ("execute it", error))
+}
+
+/// A path to the socket that is short enough for a sockaddr_un, whatever the
+/// folder's is; good as long as the descriptor is open.
+fn socket_path(dir: &Path) -> io::Result<(File, PathBuf)> {
+    let folder = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open(dir)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
+    Ok((folder, path.into()))
+}
+
+async fn connect(id: &str, dir: &Path) -> Result<Client, Error> {
+    let gone = || Error::Gone {
+        id: id.into(),
+        dir: dir.into(),
+    };
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => gone(),
+        _ => Error::Connect {
+            id: id.into(),
+            dir: dir.into(),
+            source,
+        },
+    };
+    let (_folder, path) = socket_path(dir).map_err(failed)?;
+    let stream = tokio::net::UnixStream::connect(&path).await.map_err(failed)?;
+    Ok(Client::new(stream))
+}
+
+/// What a status means; a failed start carries its record.
+fn remote(id: String, method: &'static str, status: Status) -> Error {
+    let record = status
+        .details
+        .iter()
+        .find(|detail| detail.type_url == fault::EXIT_RECORD);
+    match record.and_then(|detail| ExitRecord::decode(&detail.value[..]).ok()) {
+        Some(record) => Error::Start {
+            id,
+            code: record.code,
+            message: record.message,
+        },
+        None => Error::Remote {
+            id,
+            method,
+            code: status.code,
+            message: status.message,
+        },
+    }
+}
+
+pub(super) fn any(type_url: &str, message: &impl Message) -> Any {
+    Any {
+        type_url: type_url.into(),
+        value: message.encode_to_vec(),
+    }
+}
+
+/// The last line of the shim's log, for an error: empty, or begins with ": ".
+fn last_words(dir: &Path) -> String {
+    let tail = || -> io::Result<String> {
+        let mut log = File::open(dir.join(LOG))?;
+        let length = log.metadata()?.len();
+        log.seek(SeekFrom::Start(length.saturating_sub(1024)))?;
+        let mut tail = Vec::new();
+        log.take(1024).read_to_end(&mut tail)?;
+        Ok(String::from_utf8_lossy(&tail).into_owned())
+    };
+    match tail().unwrap_or_default().lines().last() {
+        Some(line) => format!(": {line}"),
+        None => String::new(),
+    }
+}
