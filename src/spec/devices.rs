@@ -25,6 +25,9 @@ pub(super) const DEFAULT_NODES: [(&str, u32, u32); 6] = [
 /// Folders of /dev that are file systems of their own, or other tools' private state.
 const NOT_DEVICES: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
 
+/// Annotations that asked for CDI devices before the request had a field for them.
+const CDI_ANNOTATION: &str = "cdi.k8s.io/";
+
 /// Depth at which a folder of devices is given up.
 const MAX_DEPTH: usize = 8;
 
@@ -35,15 +38,7 @@ pub(super) struct Devices {
 
 /// The devices of the request, or all of the host's for a privileged container.
 pub(super) fn devices(inputs: &Inputs<'_>) -> Result<Devices, Error> {
-    if let Some(device) = inputs.request.cdi_devices.first() {
-        return Err(Error::unsupported(
-            "CDI_devices",
-            format!(
-                "CDI is not there yet, so device {:?} cannot be given",
-                device.name
-            ),
-        ));
-    }
+    refuse_cdi(inputs.request)?;
     let privileged = super::context(inputs.request).is_some_and(|context| context.privileged);
     let mut made = Devices {
         nodes: Vec::new(),
@@ -76,6 +71,25 @@ pub(super) fn devices(inputs: &Inputs<'_>) -> Result<Devices, Error> {
         }
     }
     Ok(made)
+}
+
+fn refuse_cdi(request: &cri::ContainerConfig) -> Result<(), Error> {
+    let by_field = request
+        .cdi_devices
+        .iter()
+        .map(|device| ("CDI_devices", &device.name));
+    let annotations = request
+        .annotations
+        .iter()
+        .filter(|(key, _)| key.starts_with(CDI_ANNOTATION));
+    let mut asked = by_field.chain(annotations.map(|(key, devices)| (key.as_str(), devices)));
+    match asked.next() {
+        None => Ok(()),
+        Some((field, device)) => Err(Error::unsupported(
+            field,
+            format!("CDI is not there yet, so device {device:?} cannot be given"),
+        )),
+    }
 }
 
 /// A device of the request: one node, or all those in a folder.
@@ -251,7 +265,7 @@ mod tests {
     fn made(list: &[cri::Device]) -> Result<Devices, Error> {
         let mut case = Case::new();
         case.request.devices = list.to_vec();
-        case.with(|inputs| devices(inputs))
+        case.with(devices)
     }
 
     #[test]
@@ -324,16 +338,22 @@ mod tests {
         case.request.cdi_devices = vec![cri::CdiDevice {
             name: "vendor.com/gpu=0".into(),
         }];
-        let error = case.with(|inputs| devices(inputs)).err().unwrap();
+        let error = case.with(devices).err().unwrap();
         assert_eq!(error.kind(), Kind::Unimplemented);
         assert!(error.to_string().contains("vendor.com/gpu=0"));
+        let mut case = Case::new();
+        case.request
+            .annotations
+            .insert("cdi.k8s.io/plugin".into(), "vendor.com/gpu=1".into());
+        let error = case.with(devices).err().unwrap();
+        assert!(error.to_string().contains("cdi.k8s.io/plugin"), "{error}");
     }
 
     #[test]
     fn privileged_has_the_hosts() {
         let mut case = Case::new();
         case.context().privileged = true;
-        let made = case.with(|inputs| devices(inputs)).unwrap();
+        let made = case.with(devices).unwrap();
         assert!(
             made.nodes
                 .iter()

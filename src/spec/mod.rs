@@ -26,6 +26,7 @@ mod propagation;
 mod resources;
 mod seccomp;
 mod seccomp_compile;
+mod seccomp_prelude;
 mod security;
 mod signal;
 mod user;
@@ -50,7 +51,7 @@ pub use self::{
     mounts::prepare_host_paths,
     plan::plan,
     resources::{resources, update_resources},
-    signal::{parse_signal, signal_number},
+    signal::{parse_signal, signal_number, signal_of},
 };
 
 /// What [`build`] is made from.

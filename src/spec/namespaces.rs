@@ -158,7 +158,7 @@ mod tests {
 
     /// "kind=path", path empty for a new one.
     fn made(case: &Case) -> Result<Vec<String>, Error> {
-        let list = case.with(|inputs| namespaces(inputs))?;
+        let list = case.with(namespaces)?;
         let show = |n: &LinuxNamespace| {
             let path = n.path().as_deref().unwrap_or(Path::new(""));
             format!("{:?}={}", n.typ(), path.display())

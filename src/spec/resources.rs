@@ -162,7 +162,7 @@ fn hugepages(asked: &LinuxContainerResources, host: &Host) -> Result<Option<Vec<
     for limit in &asked.hugepage_limits {
         let size = limit.page_size.as_str();
         let digits = ["KB", "MB", "GB"].iter().find_map(|unit| size.strip_suffix(unit));
-        if !digits.is_some_and(|digits| digits.parse::<u32>().is_ok()) {
+        if digits.is_none_or(|digits| digits.parse::<u32>().is_err()) {
             return Err(wrong(
                 "hugepage_limits",
                 format!("page size {size:?} is not like \"2MB\""),

@@ -1,10 +1,8 @@
 //! Seccomp rules to the program that the kernel runs.
 //!
-//! libseccomp compiles. Ahead of its program stands a short one of our own, for
-//! what the library cannot do: calls newer than its tables, and ENOSYS for calls
-//! newer than the profile. Without that a C library that tries a new call first
-//! (clone3, faccessat2, fchmodat2) would see EPERM and give up instead of falling
-//! back (moby 42680; runc does the same).
+//! libseccomp compiles; ahead of its program stands a short one of our own, see
+//! `seccomp_prelude.rs`. With the default profile that takes some milliseconds and
+//! gives 1,300 instructions for three architectures, so programs are kept.
 
 use std::{
     collections::HashMap,
@@ -20,38 +18,13 @@ use oci_spec::runtime::{
 };
 use sha2::{Digest, Sha256};
 
-use super::Error;
-
-/// Calls that libseccomp 2.5 does not know, with the number that all architectures
-/// share since Linux 5.1; kernel 5.18 to 6.18.
-const NEW_CALLS: [(&str, u32); 19] = [
-    ("cachestat", 451),
-    ("fchmodat2", 452),
-    ("map_shadow_stack", 453),
-    ("futex_wake", 454),
-    ("futex_wait", 455),
-    ("futex_requeue", 456),
-    ("statmount", 457),
-    ("listmount", 458),
-    ("lsm_get_self_attr", 459),
-    ("lsm_set_self_attr", 460),
-    ("lsm_list_modules", 461),
-    ("mseal", 462),
-    ("setxattrat", 463),
-    ("getxattrat", 464),
-    ("listxattrat", 465),
-    ("removexattrat", 466),
-    ("open_tree_attr", 467),
-    ("file_getattr", 468),
-    ("file_setattr", 469),
-];
+use super::{Error, seccomp_prelude::Prelude};
 
 /// The most instructions that the kernel takes, BPF_MAXINSNS.
 const MAX_INSTRUCTIONS: usize = 4096;
 /// Programs kept; one node sees few profiles.
 const MAX_CACHED: usize = 64;
 const EPERM: i32 = 1;
-const ENOSYS: u32 = 38;
 
 /// A program and the flags to load it with.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,23 +37,25 @@ pub(super) struct Program {
 
 static CACHE: Mutex<Option<HashMap<[u8; 32], Arc<Program>>>> = Mutex::new(None);
 
-/// Compiles the rules of a spec; equal rules are compiled once.
+/// Compiles the rules of a spec, or finds what equal rules compiled to. Nobody
+/// waits for another's compilation: two at the same time come to the same.
 pub(super) fn compile(rules: &LinuxSeccomp) -> Result<Arc<Program>, Error> {
     let text = serde_json::to_vec(rules).map_err(|e| Error::spec("linux.seccomp", e.to_string()))?;
     let key: [u8; 32] = Sha256::digest(text).into();
-    let mut cache = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
-    let cache = cache.get_or_insert_default();
-    if let Some(known) = cache.get(&key) {
+    let cache = || CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = cache().get_or_insert_default().get(&key) {
         return Ok(Arc::clone(known));
     }
     let program = Arc::new(Program {
         bytes: program(rules)?,
         flags: flags(rules)?,
     });
-    if cache.len() >= MAX_CACHED {
-        cache.clear();
+    let mut kept = cache();
+    let kept = kept.get_or_insert_default();
+    if kept.len() >= MAX_CACHED {
+        kept.clear();
     }
-    cache.insert(key, Arc::clone(&program));
+    kept.insert(key, Arc::clone(&program));
     Ok(program)
 }
 
@@ -237,10 +212,10 @@ fn library(step: &str) -> impl FnOnce(libseccomp::error::SeccompError) -> Error 
 
 /// An architecture of the filter.
 #[derive(Clone, Copy)]
-struct Machine {
-    library: ScmpArch,
+pub(super) struct Machine {
+    pub library: ScmpArch,
     /// AUDIT_ARCH_*, what the kernel says in seccomp_data.
-    audit: u32,
+    pub audit: u32,
 }
 
 /// The architectures of the rules, the native one always with them. One that this
@@ -293,177 +268,6 @@ fn audit(arch: ScmpArch) -> u32 {
         ScmpArch::S390X => 0x8000_0016,
         ScmpArch::Ppc64Le => 0xc000_0015,
         _ => 0,
-    }
-}
-
-/// The program ahead of the library's.
-struct Prelude {
-    arches: Vec<Machine>,
-    /// Calls and what becomes of them.
-    calls: Vec<(u32, u32)>,
-    /// The highest call that the profile names, by architecture.
-    last: Vec<u32>,
-    /// Calls above that get ENOSYS.
-    stub: bool,
-    permissive: bool,
-}
-
-impl Prelude {
-    fn new(rules: &LinuxSeccomp, arches: Vec<Machine>) -> Prelude {
-        use LinuxSeccompAction as Act;
-        let default = rules.default_action();
-        let permissive = matches!(default, Act::ScmpActAllow | Act::ScmpActLog | Act::ScmpActTrace);
-        Prelude {
-            last: vec![0; arches.len()],
-            arches,
-            calls: Vec::new(),
-            // Whoever sets an errno of their own for the rest wants just that.
-            stub: !permissive && rules.default_errno_ret().is_none_or(|errno| errno == ENOSYS),
-            permissive,
-        }
-    }
-
-    /// Notes that the profile knows this call, whatever it says of it.
-    fn seen(&mut self, name: &str) {
-        let new = new_call(name);
-        for (machine, last) in self.arches.iter().zip(&mut self.last) {
-            let known = ScmpSyscall::from_name_by_arch(name, machine.library).ok();
-            let number = known
-                .and_then(|call| u32::try_from(call.as_raw_syscall()).ok())
-                .or(new);
-            *last = number.map_or(*last, |number| number.max(*last));
-        }
-    }
-
-    /// A call that the library does not know. One that nobody knows is passed over:
-    /// profiles name the calls of all architectures.
-    fn add(&mut self, name: &str, act: ScmpAction, rule: &LinuxSyscall) -> Result<(), Error> {
-        let Some(number) = new_call(name) else {
-            return Ok(());
-        };
-        if rule.args().as_ref().is_some_and(|args| !args.is_empty()) {
-            // Left to the default: that is stricter, unless the default allows.
-            return if self.permissive {
-                Err(Error::unsupported(
-                    format!("seccomp rule for {name}"),
-                    "conditions on arguments need a newer libseccomp",
-                ))
-            } else {
-                Ok(())
-            };
-        }
-        if !self.calls.iter().any(|(known, _)| *known == number) {
-            self.calls.push((number, verdict(act)));
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Vec<u8> {
-        let mut code: Vec<Instruction> = Vec::new();
-        if self.calls.is_empty() && !self.stub {
-            return Vec::new();
-        }
-        code.push(Instruction::load(ARCH));
-        for (machine, last) in self.arches.iter().zip(&self.last) {
-            if machine.audit == 0 || *last == 0 {
-                continue;
-            }
-            let mut section = vec![
-                Instruction::load(NUMBER),
-                // Calls of x32 are numbered from here.
-                Instruction::jump(JGE, 0x4000_0000, 0, 1),
-                Instruction::to_end(),
-            ];
-            for (number, verdict) in &self.calls {
-                section.push(Instruction::jump(JEQ, *number, 0, 1));
-                section.push(Instruction::give(*verdict));
-            }
-            if self.stub {
-                section.push(Instruction::jump(JGT, *last, 0, 1));
-                section.push(Instruction::give(verdict(ScmpAction::Errno(38))));
-            }
-            section.push(Instruction::to_end());
-            // At most 5 + 2 * 19 + 2 instructions: the offset fits in a byte.
-            let over = u8::try_from(section.len()).unwrap_or(u8::MAX);
-            code.push(Instruction::jump(JEQ, machine.audit, 0, over));
-            code.extend(section);
-        }
-        let length = code.len();
-        for (place, instruction) in code.iter_mut().enumerate() {
-            if instruction.code == JA {
-                instruction.value = u32::try_from(length - place - 1).unwrap_or(u32::MAX);
-            }
-        }
-        code.iter().flat_map(Instruction::bytes).collect()
-    }
-}
-
-fn new_call(name: &str) -> Option<u32> {
-    // The one new call that only one architecture has.
-    if name == "uretprobe" && cfg!(target_arch = "x86_64") {
-        return Some(335);
-    }
-    NEW_CALLS
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, number)| *number)
-}
-
-/// SECCOMP_RET_*
-fn verdict(act: ScmpAction) -> u32 {
-    match act {
-        ScmpAction::KillProcess => 0x8000_0000,
-        ScmpAction::Trap => 0x0003_0000,
-        ScmpAction::Errno(errno) => 0x0005_0000 | (errno.unsigned_abs() & 0xffff),
-        ScmpAction::Trace(message) => 0x7ff0_0000 | u32::from(message),
-        ScmpAction::Log => 0x7ffc_0000,
-        ScmpAction::Allow => 0x7fff_0000,
-        // Of a thread, and of any action that a later libseccomp may add.
-        _ => 0,
-    }
-}
-
-/// Offsets in struct seccomp_data.
-const NUMBER: u32 = 0;
-const ARCH: u32 = 4;
-/// Classic BPF, uapi/linux/bpf_common.h.
-const LOAD: u16 = 0x20;
-const JA: u16 = 0x05;
-const JEQ: u16 = 0x15;
-const JGT: u16 = 0x25;
-const JGE: u16 = 0x35;
-const RETURN: u16 = 0x06;
-
-/// struct sock_filter
-struct Instruction {
-    code: u16,
-    yes: u8,
-    no: u8,
-    value: u32,
-}
-
-impl Instruction {
-    fn load(offset: u32) -> Instruction {
-        Instruction::jump(LOAD, offset, 0, 0)
-    }
-
-    fn jump(code: u16, value: u32, yes: u8, no: u8) -> Instruction {
-        Instruction { code, yes, no, value }
-    }
-
-    /// To the library's program; the distance is filled in at the end.
-    fn to_end() -> Instruction {
-        Instruction::jump(JA, 0, 0, 0)
-    }
-
-    fn give(verdict: u32) -> Instruction {
-        Instruction::jump(RETURN, verdict, 0, 0)
-    }
-
-    fn bytes(&self) -> [u8; 8] {
-        let [a, b] = self.code.to_ne_bytes();
-        let [w, x, y, z] = self.value.to_ne_bytes();
-        [a, b, self.yes, self.no, w, x, y, z]
     }
 }
 

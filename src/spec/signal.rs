@@ -55,6 +55,15 @@ pub fn signal_number(signal: Signal) -> Option<i32> {
     parse_signal(&name.replace("PLUS", "+").replace("MINUS", "-"))
 }
 
+/// The signal of the CRI for a number, for ContainerStatus; RUNTIME_DEFAULT for one
+/// that the CRI does not name.
+pub fn signal_of(number: i32) -> Signal {
+    let all = (1..).map_while(|value| Signal::try_from(value).ok());
+    all.into_iter()
+        .find(|signal| signal_number(*signal) == Some(number))
+        .unwrap_or(Signal::RuntimeDefault)
+}
+
 /// The number of a signal given as "SIGTERM", "term", "RTMIN+3" or "15".
 pub fn parse_signal(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
@@ -124,6 +133,11 @@ mod tests {
         let real_time: Vec<i32> = numbers[35..].iter().map(|n| n.unwrap()).collect();
         assert_eq!(real_time, (34..=64).collect::<Vec<i32>>());
         assert_eq!(numbers[23], Some(15));
+        for number in (1..=64).filter(|number| ![32, 33].contains(number)) {
+            assert_eq!(signal_number(signal_of(number)), Some(number));
+        }
+        assert_eq!(signal_of(6), Signal::Sigabrt);
+        assert_eq!(signal_of(33), Signal::RuntimeDefault);
     }
 
     #[test]

@@ -327,7 +327,7 @@ fn missing_host_paths_become_folders() {
         mount_of("/b", file.to_str().unwrap()),
         mount_of("/c", deep.to_str().unwrap()),
     ]);
-    assert_eq!(prepare_host_paths(&case.request).unwrap(), [deep.clone()]);
+    assert_eq!(prepare_host_paths(&case.request).unwrap(), [deep.as_path()]);
     assert!(deep.is_dir());
     assert!(prepare_host_paths(&case.request).unwrap().is_empty());
     let below_file = with_mounts(&[mount_of("/a", &format!("{}/x", file.display()))]);

@@ -30,7 +30,7 @@ fn command_and_args() {
         case.image.cmd = strings(cmd);
         case.request.command = strings(command);
         case.request.args = strings(args);
-        let made = case.with(|inputs| arguments(inputs));
+        let made = case.with(arguments);
         assert_eq!(
             made.ok(),
             expected.map(strings),
@@ -44,7 +44,7 @@ fn no_command_names_the_image_and_the_remedy() {
     let mut case = Case::new();
     case.image.entrypoint.clear();
     case.image.cmd.clear();
-    let message = case.with(|inputs| arguments(inputs)).unwrap_err().to_string();
+    let message = case.with(arguments).unwrap_err().to_string();
     assert!(
         message.contains("example.test/app:1") && message.contains("set command"),
         "{message}"
@@ -133,7 +133,7 @@ fn working_folders() {
         let mut case = Case::new();
         case.request.working_dir = request.into();
         case.image.working_dir = image.into();
-        let made = case.with(|inputs| folder(inputs)).ok();
+        let made = case.with(folder).ok();
         assert_eq!(made.as_deref(), expected, "{request:?} {image:?}");
     }
 }

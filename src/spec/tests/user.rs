@@ -192,3 +192,15 @@ fn an_image_without_user_files() {
     assert_eq!(numbers(&identity), (1000, 0, &[0][..], "/"));
     assert!(resolve_in(&context(), "app", "image", &none).is_err());
 }
+
+proptest::proptest! {
+    /// Whatever the files hold, nobody gets an id that was refused, and nothing panics.
+    #[test]
+    fn odd_files_give_no_odd_ids(passwd in "[a-z0-9:,\\-+\n ]{0,200}", group in ".{0,200}", user in "[a-z0-9:+\\-]{0,12}") {
+        let files = Files::parse(&passwd, &group);
+        if let Ok(identity) = resolve_in(&context(), &user, "image", &files) {
+            proptest::prop_assert!(identity.uid <= MAX_ID && identity.gid <= MAX_ID);
+            proptest::prop_assert!(identity.groups.iter().all(|gid| *gid <= MAX_ID));
+        }
+    }
+}
