@@ -34,13 +34,17 @@ const NEW_CALLS: [(&str, u32); 19] = [
     ("file_setattr", 469),
 ];
 
+/// A new call that only x86_64 has: its number is another call's elsewhere.
+const URETPROBE: (&str, u32) = ("uretprobe", 335);
+const AUDIT_X86_64: u32 = 0xc000_003e;
+
 const ENOSYS: u32 = 38;
 
 /// The program ahead of the library's.
 pub(super) struct Prelude {
     arches: Vec<Machine>,
-    /// Calls and what becomes of them.
-    calls: Vec<(u32, u32)>,
+    /// Calls that only this module knows, and what becomes of them.
+    calls: Vec<(String, u32)>,
     /// The highest call that the profile names, by architecture.
     last: Vec<u32>,
     /// Calls above that get ENOSYS.
@@ -65,12 +69,11 @@ impl Prelude {
 
     /// Notes that the profile knows this call, whatever it says of it.
     pub fn seen(&mut self, name: &str) {
-        let new = new_call(name);
         for (machine, last) in self.arches.iter().zip(&mut self.last) {
             let known = ScmpSyscall::from_name_by_arch(name, machine.library).ok();
             let number = known
                 .and_then(|call| u32::try_from(call.as_raw_syscall()).ok())
-                .or(new);
+                .or_else(|| new_call(name, machine));
             *last = number.map_or(*last, |number| number.max(*last));
         }
     }
@@ -78,9 +81,13 @@ impl Prelude {
     /// A call that the library does not know. One that nobody knows is passed over:
     /// profiles name the calls of all architectures.
     pub fn add(&mut self, name: &str, act: ScmpAction, rule: &LinuxSyscall) -> Result<(), Error> {
-        let Some(number) = new_call(name) else {
+        if !self
+            .arches
+            .iter()
+            .any(|machine| new_call(name, machine).is_some())
+        {
             return Ok(());
-        };
+        }
         if rule.args().as_ref().is_some_and(|args| !args.is_empty()) {
             // Left to the default: that is stricter, unless the default allows.
             return if self.permissive {
@@ -92,8 +99,8 @@ impl Prelude {
                 Ok(())
             };
         }
-        if !self.calls.iter().any(|(known, _)| *known == number) {
-            self.calls.push((number, verdict(act)));
+        if !self.calls.iter().any(|(known, _)| known == name) {
+            self.calls.push((name.to_owned(), verdict(act)));
         }
         Ok(())
     }
@@ -114,16 +121,18 @@ impl Prelude {
                 Instruction::jump(JGE, 0x4000_0000, 0, 1),
                 Instruction::to_end(),
             ];
-            for (number, verdict) in &self.calls {
-                section.push(Instruction::jump(JEQ, *number, 0, 1));
-                section.push(Instruction::give(*verdict));
+            for (name, verdict) in &self.calls {
+                if let Some(number) = new_call(name, machine) {
+                    section.push(Instruction::jump(JEQ, number, 0, 1));
+                    section.push(Instruction::give(*verdict));
+                }
             }
             if self.stub {
                 section.push(Instruction::jump(JGT, *last, 0, 1));
                 section.push(Instruction::give(verdict(ScmpAction::Errno(38))));
             }
             section.push(Instruction::to_end());
-            // At most 5 + 2 * 19 + 2 instructions: the offset fits in a byte.
+            // At most 6 + 2 * 20 instructions: the offset fits in a byte.
             let over = u8::try_from(section.len()).unwrap_or(u8::MAX);
             code.push(Instruction::jump(JEQ, machine.audit, 0, over));
             code.extend(section);
@@ -138,10 +147,9 @@ impl Prelude {
     }
 }
 
-fn new_call(name: &str) -> Option<u32> {
-    // The one new call that only one architecture has.
-    if name == "uretprobe" && cfg!(target_arch = "x86_64") {
-        return Some(335);
+fn new_call(name: &str, machine: &Machine) -> Option<u32> {
+    if name == URETPROBE.0 {
+        return (machine.audit == AUDIT_X86_64).then_some(URETPROBE.1);
     }
     NEW_CALLS
         .iter()

@@ -182,6 +182,20 @@ fn a_list_of_forbidden_calls() {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
+fn a_number_of_one_architecture_opens_nothing_on_another() {
+    let program = compile(&rules(
+        r#"{"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+            "syscalls": [{"names": ["uretprobe", "mseal"], "action": "SCMP_ACT_ALLOW"}]}"#,
+    ))
+    .unwrap();
+    assert_eq!(run(&program.bytes, X86_64, 335, &[]), ALLOW);
+    // rt_tgsigqueueinfo there.
+    assert_eq!(run(&program.bytes, I386, 335, &[]), EPERM);
+    assert_eq!(run(&program.bytes, I386, 462, &[]), ALLOW);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
 fn several_conditions_on_one_argument_are_alternatives() {
     let program = compile(&rules(
         r#"{"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 1, "syscalls": [
