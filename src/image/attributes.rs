@@ -7,6 +7,9 @@ use rustix::{
     io::Errno,
 };
 
+/// Name and value.
+type Xattr = (Vec<u8>, Vec<u8>);
+
 /// What is copied of a file or folder besides its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Attributes {
@@ -17,7 +20,7 @@ pub(super) struct Attributes {
     /// Seconds and nanoseconds.
     pub mtime: (i64, i64),
     /// Sorted by name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Vec<Xattr>,
 }
 
 impl Attributes {
@@ -65,7 +68,7 @@ impl Attributes {
     }
 }
 
-fn xattrs(fd: BorrowedFd<'_>) -> Result<Vec<(Vec<u8>, Vec<u8>)>, Errno> {
+fn xattrs(fd: BorrowedFd<'_>) -> Result<Vec<Xattr>, Errno> {
     let mut names = vec![0u8; 64 << 10];
     let length = match rustix::fs::flistxattr(fd, &mut names[..]) {
         Ok(length) => length,

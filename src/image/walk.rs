@@ -54,7 +54,12 @@ pub(super) fn read_folder(
     let mut buffer = [MaybeUninit::<u8>::uninit(); 16 << 10];
     let mut entries = RawDir::new(folder, &mut buffer);
     while let Some(entry) = entries.next() {
-        let entry = entry?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            // The folder was removed since it was opened.
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        };
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {
             continue;

@@ -56,7 +56,7 @@ impl Sparse {
             }
             b"offset" | b"numbytes" => {
                 let numbers = self.numbers.get_or_insert_default();
-                let expected: &[u8] = if numbers.len() % 2 == 0 {
+                let expected: &[u8] = if numbers.len().is_multiple_of(2) {
                     b"offset"
                 } else {
                     b"numbytes"
@@ -84,7 +84,7 @@ impl Sparse {
 }
 
 fn segments(numbers: &[u64]) -> Result<Vec<Segment>, &'static str> {
-    if numbers.len() % 2 != 0 || numbers.len() / 2 > MAX_SEGMENTS {
+    if !numbers.len().is_multiple_of(2) || numbers.len() / 2 > MAX_SEGMENTS {
         return Err("its sparse map is malformed or too long");
     }
     Ok(numbers

@@ -16,6 +16,8 @@
 //! opaque. aufs's own files (`.wh..wh.*`) are passed over.
 
 mod attributes;
+#[cfg(test)]
+pub(super) mod oracle;
 mod place;
 #[cfg(test)]
 mod tests;
