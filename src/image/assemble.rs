@@ -144,24 +144,24 @@ impl Assembly<'_> {
         };
         let fresh = self.fresh.get(&diff_id).ok_or_else(lost)?;
         let mut state = lock(&fresh.state);
-        let layer = match std::mem::replace(&mut *state, FreshState::Settled) {
+        let (layer, fits) = match std::mem::replace(&mut *state, FreshState::Settled) {
             FreshState::Ingested(ingest) => {
-                self.inner.layers.commit(ingest, &fresh.unpacked, &self.lowers)?
+                let layer = self.inner.layers.commit(ingest, &fresh.unpacked, &self.lowers)?;
+                (layer, true)
             }
             // By a pull whose own commit then failed.
-            FreshState::Committed(layer) => layer,
+            FreshState::Committed(layer) => {
+                let wanted = self.inner.layers.variant(&fresh.unpacked.implied, &self.lowers)?;
+                let fits = layer.variant == wanted;
+                (layer, fits)
+            }
             FreshState::Settled => return Err(lost()),
         };
         *state = FreshState::Committed(layer.clone());
         drop(state);
         let row = row(diff_id, &layer, &fresh.unpacked);
         self.new.push((row.clone(), Arc::clone(fresh)));
-        let wanted = self.inner.layers.variant(&fresh.unpacked.implied, &self.lowers)?;
-        if row.variant == wanted {
-            Ok(row)
-        } else {
-            self.derive(&row)
-        }
+        if fits { Ok(row) } else { self.derive(&row) }
     }
 
     /// Makes another variant of a layer that is there.
@@ -171,6 +171,8 @@ impl Assembly<'_> {
         let row = LayerRow {
             number: layer.number,
             variant: layer.variant.clone(),
+            bytes: layer.bytes,
+            inodes: layer.inodes,
             ..from.clone()
         };
         let guard = Fresh::new(
@@ -195,8 +197,8 @@ fn row(diff_id: Digest, layer: &Layer, unpacked: &Unpacked) -> LayerRow {
         variant: layer.variant.clone(),
         implied,
         opaque: unpacked.opaque_root,
-        bytes: unpacked.bytes,
-        inodes: unpacked.inodes,
+        bytes: layer.bytes,
+        inodes: layer.inodes,
     }
 }
 

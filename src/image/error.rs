@@ -56,15 +56,17 @@ pub enum Error {
         object: String,
         source: super::unpack::Error,
     },
-    #[error("layer store: {0}")]
+    #[error(transparent)]
     Layers(#[from] super::layers::Error),
+    #[error(transparent)]
+    CopyUp(#[from] super::copy_up::Error),
     #[error("{step} {path}: {source}")]
     Io {
         step: &'static str,
         path: PathBuf,
         source: io::Error,
     },
-    #[error("pull of {image} was cut off: berthd is stopping; pull again")]
+    #[error("work on image {image} was cut off: berthd is stopping; try again when it is back")]
     Stopped { image: String },
     #[error("layer {diff_id} was lost by another pull that failed; pull again")]
     Lost { diff_id: String },
@@ -121,7 +123,8 @@ impl HasKind for Error {
             Error::SchemaOne { .. } | Error::Unsupported { .. } => Kind::Unimplemented,
             Error::Manifest { .. } => Kind::DataLoss,
             Error::Unpack { source, .. } => source.kind(),
-            Error::Layers(_) => Kind::Internal,
+            Error::Layers(source) => source.kind(),
+            Error::CopyUp(source) => source.kind(),
             Error::Io { source, .. } => io_kind(source),
             Error::Stopped { .. } | Error::Lost { .. } => Kind::Unavailable,
             Error::Store(source) => source.kind(),

@@ -60,17 +60,15 @@ impl Inner {
     }
 
     /// The start: also what has no row and what is half-made.
-    pub fn sweep(&self) -> Result<(), Error> {
-        let known: HashSet<u64> = self
-            .store
-            .read("list layers", records::layer_numbers)?
-            .into_iter()
-            .collect();
+    pub fn sweep(&self) {
+        let known = match self.store.read("list layers", records::layer_numbers) {
+            Ok(known) => known.into_iter().collect::<HashSet<u64>>(),
+            Err(error) => return tracing::warn!(%error, "left-overs stay until the next start"),
+        };
         for error in self.layers.sweep(&known) {
             tracing::warn!(%error, "a left-over of the layer store stays until the next start");
         }
         self.collect();
-        Ok(())
     }
 
     fn known_blobs(&self) -> Result<HashSet<String>, Error> {

@@ -46,6 +46,9 @@ pub mod usage;
 pub mod view;
 mod walk;
 
+#[cfg(test)]
+mod tests;
+
 pub use auth::AuthConfig;
 pub use catalog::Image;
 pub use error::Error;
@@ -117,8 +120,8 @@ type PullKey = (Reference, AuthConfig);
 type PullResult = Result<String, Arc<Error>>;
 
 impl Images {
-    /// Opens the images under `root`, and removes what an earlier process left
-    /// half-made.
+    /// Opens the images under `root`; what an earlier process left half-made is
+    /// removed beside, by a thread.
     pub fn open(root: &Path, store: Arc<Store>, config: &Config) -> Result<Images, Error> {
         let patience = Patience {
             stall: Duration::from_secs(config.registry.stall_timeout.max(1)),
@@ -166,8 +169,13 @@ impl Images {
             stale: AtomicBool::new(false),
             store,
         });
-        inner.sweep()?;
         inner.refresh()?;
+        // Beside the start: to remove a large half-made layer takes a while.
+        let sweeper = Arc::clone(&inner);
+        std::thread::Builder::new()
+            .name("image-sweep".into())
+            .spawn(move || sweeper.sweep())
+            .map_err(content::io_error("start the sweep of", root))?;
         Ok(Images { inner })
     }
 
@@ -279,6 +287,12 @@ impl Images {
             self.inner.collect();
         }
         Ok(())
+    }
+
+    /// Copies what stands at `path` in an image (layers from
+    /// [`Images::use_layers`]) into the folder `dest`: the first content of a volume.
+    pub fn copy_up(&self, layers: &[PathBuf], path: &str, dest: &Path) -> Result<(), Error> {
+        Ok(copy_up::copy_up(layers, path, dest)?)
     }
 
     /// Ids of the containers that layers are recorded for.

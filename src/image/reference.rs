@@ -56,6 +56,9 @@ impl Reference {
         if text.is_empty() {
             return Err("it is empty".into());
         }
+        if let Some((scheme @ ("http" | "https"), _)) = text.split_once("://") {
+            return Err(format!("it begins with {scheme}://, which is no part of a name"));
+        }
         if text.len() == 64 && text.bytes().all(is_lower_hex) {
             return Err("it is an image id; an image is pulled by its name".into());
         }
@@ -272,7 +275,7 @@ mod tests {
             ("a@md5:00", "md5"),
             ("a@sha256:00", "64"),
             ("a b", "not a name"),
-            ("https://r.example/a", "not a port"),
+            ("https://r.example/a", "no part of a name"),
             (&format!("r.example/{}", "a".repeat(250)), "255"),
         ] {
             let message = Reference::parse(wrong).unwrap_err();
