@@ -174,6 +174,11 @@ impl Registry {
         self.put(&format!("/v2/{name}/manifests/{digest}"), &media_type, body)
     }
 
+    /// The size of what is at `path`, in bytes.
+    pub fn size(&self, path: &str) -> usize {
+        self.state.content.lock().unwrap()[path].1.len()
+    }
+
     /// Pushes an image; the answer is its id and its manifest's digest.
     pub fn push(&self, name: &str, tag: &str, layers: &[Layer], config: serde_json::Value) -> (String, Digest) {
         let diff_ids: Vec<String> = layers.iter().map(|l| l.diff_id.to_string()).collect();
