@@ -174,6 +174,11 @@ impl Registry {
         self.put(&format!("/v2/{name}/manifests/{digest}"), &media_type, body)
     }
 
+    /// What it would answer without rules.
+    pub fn answer(&self, request: &Request) -> Reply {
+        stored(&self.state, request)
+    }
+
     /// The size of what is at `path`, in bytes.
     pub fn size(&self, path: &str) -> usize {
         self.state.content.lock().unwrap()[path].1.len()
