@@ -43,7 +43,7 @@ fn walk(prepared: &Prepared, socket: BorrowedFd<'_>) -> Walk<Infallible> {
     let root = prepared.root.attach(&prepared.rootfs)?;
     let Some(process) = &prepared.process else {
         change_root(root.as_fd())?;
-        return sandbox_init::run(socket, prepared.stdio[0].as_fd());
+        sandbox_init::run(socket, prepared.stdio[0].as_fd());
     };
     let procfs = filesystem::private_procfs()?;
     let console = fill_root(prepared, process, root.as_fd())?;
@@ -56,12 +56,22 @@ fn walk(prepared: &Prepared, socket: BorrowedFd<'_>) -> Walk<Infallible> {
     let stdio = prepared.stdio.each_ref().map(AsFd::as_fd);
     install_stdio(process, stdio, console.as_ref())?;
     channel::say_ready(socket, console.as_ref().map(|console| console.master.as_fd())).at(Step::Talk)?;
-    close_all_but(socket, labels.descriptors())?;
-    if !channel::wait(socket) {
-        // The shim died between create and start: nobody would ever start this.
-        exit(128);
-    }
-    identity::finish(process, &labels)
+    execute(process, &labels, socket, true)
+}
+
+/// The end of the walk, when `waits` is set after the parent's word. Does not return, so
+/// that nobody drops a descriptor which is closed here.
+pub fn execute(process: &process::Prepared, labels: &Labels, socket: BorrowedFd<'_>, waits: bool) -> ! {
+    let closed = close_all_but(socket, labels.descriptors());
+    let result = closed.and_then(|()| {
+        if waits && !channel::wait(socket) {
+            // The shim died between create and start: nobody would ever start this.
+            exit(128);
+        }
+        identity::finish(process, labels)
+    });
+    let Err(failure) = result;
+    fail(&failure, socket)
 }
 
 /// What every child does first: nothing of the parent's is left but what it needs.

@@ -141,8 +141,7 @@ fn walk(
     if let Some(console) = &console {
         channel::say_ready(socket, Some(console.master.as_fd())).at(Step::Talk)?;
     }
-    child::close_all_but(socket, labels.descriptors())?;
-    identity::finish(process, &labels)
+    child::execute(process, &labels, socket, false)
 }
 
 /// Whether an exec failed because the container has ended.

@@ -19,7 +19,12 @@ use super::{channel, child};
 const NOBODY: u32 = 65535;
 
 /// Drops everything, says Ready, waits for Start, and reaps for ever.
-pub fn run(socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Walk<Infallible> {
+pub fn run(socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> ! {
+    let Err(failure) = walk(socket, null);
+    child::fail(&failure, socket)
+}
+
+fn walk(socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Walk<Infallible> {
     // Blocked, so that they wait for us even where the default would be to ignore them,
     // which for the first process of a namespace is all of them.
     signal::block_all().at(Step::Signals)?;
