@@ -31,7 +31,11 @@ pub fn weight(shares: u64) -> u32 {
 /// A limit where -1 means none.
 #[must_use]
 pub fn max(limit: i64) -> String {
-    if limit < 0 { "max".to_owned() } else { limit.to_string() }
+    if limit < 0 {
+        "max".to_owned()
+    } else {
+        limit.to_string()
+    }
 }
 
 /// memory.swap.max from memory and swap together (v1's memsw). `Ok(None)`: leave it.
@@ -42,12 +46,12 @@ pub fn swap_max(memory: Option<i64>, memory_and_swap: Option<i64>) -> Result<Opt
     match (memory, memory_and_swap) {
         (_, None | Some(0)) => Ok(None),
         (_, Some(..0)) => Ok(Some("max".to_owned())),
-        (None | Some(..=0), Some(total)) => {
-            Err(format!("a limit of memory and swap together ({total} bytes) needs a memory limit"))
-        }
-        (Some(memory), Some(total)) if total < memory => {
-            Err(format!("memory and swap together ({total} bytes) are less than the memory limit ({memory})"))
-        }
+        (None | Some(..=0), Some(total)) => Err(format!(
+            "a limit of memory and swap together ({total} bytes) needs a memory limit"
+        )),
+        (Some(memory), Some(total)) if total < memory => Err(format!(
+            "memory and swap together ({total} bytes) are less than the memory limit ({memory})"
+        )),
         (Some(memory), Some(total)) => Ok(Some((total - memory).to_string())),
     }
 }

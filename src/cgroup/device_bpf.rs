@@ -9,7 +9,13 @@ use super::{Cgroup, Error, Result};
 
 /// Puts a program for `rules` in the place of those that are attached.
 pub fn apply(cgroup: &Cgroup, rules: &[DeviceRule]) -> Result<()> {
-    let error = |step| move |errno| Error::DeviceProgram { cgroup: cgroup.path.clone(), step, errno };
+    let error = |step| {
+        move |errno| Error::DeviceProgram {
+            cgroup: cgroup.path.clone(),
+            step,
+            errno,
+        }
+    };
     let Some(folder) = cgroup.hierarchies.iter().find(|h| h.is_v2()) else {
         return Err(cgroup.no_controller("devices", "devices.deny", "a"));
     };
@@ -20,8 +26,10 @@ pub fn apply(cgroup: &Cgroup, rules: &[DeviceRule]) -> Result<()> {
         rustix::fs::Mode::empty(),
     )
     .map_err(error("open the cgroup folder"))?;
-    let program = assemble(rules)
-        .map_err(|reason| Error::Value { cgroup: cgroup.path.clone(), reason })?;
+    let program = assemble(rules).map_err(|reason| Error::Value {
+        cgroup: cgroup.path.clone(),
+        reason,
+    })?;
     let old = bpf::device_programs(folder.as_fd()).map_err(error("ask for attached programs"))?;
     let program = bpf::load_device_program(&program).map_err(error("load (bpf PROG_LOAD)"))?;
     // All attached programs must agree, so while both are there no more is allowed
@@ -62,7 +70,12 @@ const WRITE: i32 = 4;
 const ALL: i32 = MKNOD | READ | WRITE;
 
 fn instruction(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
-    Instruction { code, registers: destination | source << 4, offset, immediate }
+    Instruction {
+        code,
+        registers: destination | source << 4,
+        offset,
+        immediate,
+    }
 }
 
 /// The rules backwards, the last one that matches being the answer; no match: no access.
@@ -90,7 +103,10 @@ fn assemble(rules: &[DeviceRule]) -> std::result::Result<Vec<Instruction>, Strin
 }
 
 fn answer(allow: bool) -> [Instruction; 2] {
-    [instruction(MOVE_NUMBER, ANSWER, 0, 0, i32::from(allow)), instruction(EXIT, 0, 0, 0, 0)]
+    [
+        instruction(MOVE_NUMBER, ANSWER, 0, 0, i32::from(allow)),
+        instruction(EXIT, 0, 0, 0, 0),
+    ]
 }
 
 fn assemble_rule(rule: &DeviceRule) -> std::result::Result<Vec<Instruction>, String> {
@@ -106,7 +122,11 @@ fn assemble_rule(rule: &DeviceRule) -> std::result::Result<Vec<Instruction>, Str
             'r' => READ,
             'w' => WRITE,
             'm' => MKNOD,
-            other => return Err(format!("device rule with access {other:?}: it must be of r, w and m")),
+            other => {
+                return Err(format!(
+                    "device rule with access {other:?}: it must be of r, w and m"
+                ));
+            }
         };
     }
     // Each condition jumps over the rest of the block when it fails.
@@ -129,7 +149,13 @@ fn assemble_rule(rule: &DeviceRule) -> std::result::Result<Vec<Instruction>, Str
     }
     for (register, number) in [(MAJOR, rule.major), (MINOR, rule.minor)] {
         if let Some(number) = number {
-            conditions.push(vec![instruction(UNLESS_NUMBER, register, 0, 0, number.cast_signed())]);
+            conditions.push(vec![instruction(
+                UNLESS_NUMBER,
+                register,
+                0,
+                0,
+                number.cast_signed(),
+            )]);
         }
     }
     let mut block: Vec<Instruction> = conditions.into_iter().flatten().collect();

@@ -9,12 +9,20 @@ use rustix::io::Errno;
 use super::{Error, Result};
 
 fn error(step: &'static str, path: &Path, errno: Errno) -> Error {
-    Error::File { step, path: path.to_owned(), errno }
+    Error::File {
+        step,
+        path: path.to_owned(),
+        errno,
+    }
 }
 
 /// One write(2), as cgroup files want it. The file is never made.
 pub fn write(path: &Path, value: &str) -> Result<()> {
-    try_write(path, value).map_err(|errno| Error::File { step: "write", path: path.to_owned(), errno })
+    try_write(path, value).map_err(|errno| Error::File {
+        step: "write",
+        path: path.to_owned(),
+        errno,
+    })
 }
 
 /// The same with the bare errno, for callers that know what to make of it.
@@ -58,5 +66,6 @@ pub fn open_folder(path: &Path) -> Result<Option<OwnedFd>> {
 
 /// The number behind `key` in lines of "key value".
 pub fn keyed(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+    text.lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
 }

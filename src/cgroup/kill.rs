@@ -45,18 +45,30 @@ pub(super) fn kill_one_by_one(cgroup: &Cgroup) -> Result<()> {
         }
     }
     // What stays is dead but not reaped, or hangs in the kernel: both have got their signal.
-    let pids: Vec<i32> = cgroup.pids()?.into_iter().filter(|pid| !is_zombie(*pid)).collect();
+    let pids: Vec<i32> = cgroup
+        .pids()?
+        .into_iter()
+        .filter(|pid| !is_zombie(*pid))
+        .collect();
     if pids.is_empty() {
         return Ok(());
     }
-    Err(Error::Unkillable { cgroup: cgroup.path.clone(), pids, rounds: ROUNDS })
+    Err(Error::Unkillable {
+        cgroup: cgroup.path.clone(),
+        pids,
+        rounds: ROUNDS,
+    })
 }
 
 /// Kills by pidfd, after looking whether the pid is still a member: in between it
 /// may have died and its number been given to somebody else.
 fn kill_member(cgroup: &Cgroup, pid: i32) -> Result<()> {
-    let Some(target) = Pid::from_raw(pid) else { return Ok(()) };
-    let Ok(pidfd) = pidfd_open(target, PidfdFlags::empty()) else { return Ok(()) };
+    let Some(target) = Pid::from_raw(pid) else {
+        return Ok(());
+    };
+    let Ok(pidfd) = pidfd_open(target, PidfdFlags::empty()) else {
+        return Ok(());
+    };
     if cgroup.pids()?.binary_search(&pid).is_ok() {
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     }
@@ -66,5 +78,6 @@ fn kill_member(cgroup: &Cgroup, pid: i32) -> Result<()> {
 fn is_zombie(pid: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // "pid (name) state ...": the name may hold anything, also parentheses.
-    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    stat.rsplit_once(") ")
+        .is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
 }

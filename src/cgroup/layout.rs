@@ -80,14 +80,17 @@ impl Layout {
 
     fn parse(table: &str) -> Self {
         let mut hierarchies: Vec<Hierarchy> =
-            table.lines().filter_map(parse_line).fold(Vec::new(), |mut found, next| {
-                // The same hierarchy may be mounted more than once: the first counts.
-                let same = |known: &Hierarchy| known.version == next.version && known.name == next.name;
-                if !found.iter().any(same) {
-                    found.push(next);
-                }
-                found
-            });
+            table
+                .lines()
+                .filter_map(parse_line)
+                .fold(Vec::new(), |mut found, next| {
+                    // The same hierarchy may be mounted more than once: the first counts.
+                    let same = |known: &Hierarchy| known.version == next.version && known.name == next.name;
+                    if !found.iter().any(same) {
+                        found.push(next);
+                    }
+                    found
+                });
         hierarchies.sort_by_key(Hierarchy::is_v2);
         Self { hierarchies }
     }
@@ -106,12 +109,22 @@ fn parse_line(line: &str) -> Option<Hierarchy> {
     let kind = file_system.next()?;
     let options = file_system.nth(1)?;
     match kind {
-        "cgroup2" => {
-            Some(Hierarchy { root, name: "unified".to_owned(), controllers: Vec::new(), version: Version::V2 })
-        }
+        "cgroup2" => Some(Hierarchy {
+            root,
+            name: "unified".to_owned(),
+            controllers: Vec::new(),
+            version: Version::V2,
+        }),
         "cgroup" => {
-            const NOT_CONTROLLERS: [&str; 7] =
-                ["rw", "ro", "noprefix", "clone_children", "xattr", "cpuset_v2_mode", "favordynmods"];
+            const NOT_CONTROLLERS: [&str; 7] = [
+                "rw",
+                "ro",
+                "noprefix",
+                "clone_children",
+                "xattr",
+                "cpuset_v2_mode",
+                "favordynmods",
+            ];
             let mut name = None;
             let mut controllers = Vec::new();
             for option in options.split(',') {
@@ -122,7 +135,12 @@ fn parse_line(line: &str) -> Option<Hierarchy> {
                 }
             }
             let name = name.unwrap_or_else(|| controllers.join(","));
-            Some(Hierarchy { root, name, controllers, version: Version::V1 })
+            Some(Hierarchy {
+                root,
+                name,
+                controllers,
+                version: Version::V1,
+            })
         }
         _ => None,
     }
@@ -135,7 +153,9 @@ fn unescape(field: &str) -> String {
     while let Some(at) = rest.find('\\') {
         let (before, escaped) = rest.split_at(at);
         plain.push_str(before);
-        let code = escaped.get(1..4).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        let code = escaped
+            .get(1..4)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
         match code {
             Some(byte) if byte.is_ascii() => {
                 plain.push(char::from(byte));
@@ -160,7 +180,10 @@ mod tests {
         let layout =
             Layout::parse("30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n");
         assert!(layout.is_pure_v2());
-        assert_eq!(layout.hierarchies[0].folder("/a/b"), Path::new("/sys/fs/cgroup/a/b"));
+        assert_eq!(
+            layout.hierarchies[0].folder("/a/b"),
+            Path::new("/sys/fs/cgroup/a/b")
+        );
     }
 
     #[test]

@@ -30,23 +30,42 @@ pub use tree::remove_empty_parents;
 pub enum Error {
     #[error("cgroup path {path:?} is not usable: {reason}")]
     Path { path: String, reason: &'static str },
-    #[error("no cgroup hierarchy is mounted (looked in /proc/self/mountinfo); mount cgroup2 on /sys/fs/cgroup")]
+    #[error(
+        "no cgroup hierarchy is mounted (looked in /proc/self/mountinfo); mount cgroup2 on /sys/fs/cgroup"
+    )]
     NoHierarchy,
     #[error("{step} cgroup file {}: {errno}", path.display())]
-    File { step: &'static str, path: PathBuf, errno: Errno },
+    File {
+        step: &'static str,
+        path: PathBuf,
+        errno: Errno,
+    },
     #[error(
         "cannot set {file} to {value:?} in cgroup {cgroup}: the kernel offers no {controller} controller here; \
          enable it (kernel command line, or cgroup.subtree_control of the parent) or leave the limit out"
     )]
-    NoController { controller: &'static str, file: String, value: String, cgroup: String },
+    NoController {
+        controller: &'static str,
+        file: String,
+        value: String,
+        cgroup: String,
+    },
     #[error("cgroup {cgroup}: {reason}")]
     Value { cgroup: String, reason: String },
     #[error("cgroup {cgroup} has processes of somebody else ({pids:?}); a new container needs an empty one")]
     InUse { cgroup: String, pids: Vec<i32> },
     #[error("device program for cgroup {cgroup}: {step}: {errno}")]
-    DeviceProgram { cgroup: String, step: &'static str, errno: Errno },
+    DeviceProgram {
+        cgroup: String,
+        step: &'static str,
+        errno: Errno,
+    },
     #[error("cgroup {cgroup} still has processes {pids:?} after they were killed {rounds} times")]
-    Unkillable { cgroup: String, pids: Vec<i32>, rounds: u32 },
+    Unkillable {
+        cgroup: String,
+        pids: Vec<i32>,
+        rounds: u32,
+    },
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -77,7 +96,10 @@ impl Cgroup {
             let _ = tree::remove(path, &hierarchies);
             tree::remove_empty_parents(&parents_made);
         }
-        Ok(Self { parents_made, ..opened? })
+        Ok(Self {
+            parents_made,
+            ..opened?
+        })
     }
 
     /// A handle of a cgroup that exists, or that may be gone already: it can be killed, read and removed.
@@ -94,7 +116,12 @@ impl Cgroup {
             Some(hierarchy) => files::open_folder(&hierarchy.folder(path))?,
             None => None,
         };
-        Ok(Self { path: path.to_owned(), hierarchies, unified, parents_made: Vec::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            hierarchies,
+            unified,
+            parents_made: Vec::new(),
+        })
     }
 
     /// Below the root of each hierarchy, "/parent/id".
@@ -132,7 +159,9 @@ impl Cgroup {
     /// # Errors
     /// The hierarchy's file and the errno.
     pub fn add(&self, pid: i32) -> Result<()> {
-        self.hierarchies.iter().try_for_each(|hierarchy| self.add_to(hierarchy, pid))
+        self.hierarchies
+            .iter()
+            .try_for_each(|hierarchy| self.add_to(hierarchy, pid))
     }
 
     /// Moves a process that CLONE_INTO_CGROUP has put into the v2 hierarchy into those of v1.
@@ -140,11 +169,17 @@ impl Cgroup {
     /// # Errors
     /// The hierarchy's file and the errno.
     pub fn add_v1(&self, pid: i32) -> Result<()> {
-        self.hierarchies.iter().filter(|h| !h.is_v2()).try_for_each(|hierarchy| self.add_to(hierarchy, pid))
+        self.hierarchies
+            .iter()
+            .filter(|h| !h.is_v2())
+            .try_for_each(|hierarchy| self.add_to(hierarchy, pid))
     }
 
     fn add_to(&self, hierarchy: &Hierarchy, pid: i32) -> Result<()> {
-        files::write(&hierarchy.folder(&self.path).join("cgroup.procs"), &pid.to_string())
+        files::write(
+            &hierarchy.folder(&self.path).join("cgroup.procs"),
+            &pid.to_string(),
+        )
     }
 
     /// The v2 folder for CLONE_INTO_CGROUP; None on a machine without a v2 hierarchy.
@@ -155,7 +190,10 @@ impl Cgroup {
 
     /// The v1 folders of this cgroup with the names under which a container sees them ("cpu,cpuacct").
     pub fn v1_folders(&self) -> impl Iterator<Item = (&str, PathBuf)> {
-        self.hierarchies.iter().filter(|h| !h.is_v2()).map(|h| (h.name.as_str(), h.folder(&self.path)))
+        self.hierarchies
+            .iter()
+            .filter(|h| !h.is_v2())
+            .map(|h| (h.name.as_str(), h.folder(&self.path)))
     }
 
     /// Kills every process in it and below it. Ends when the kernel has sent the
@@ -191,7 +229,9 @@ impl Cgroup {
             Some(memory) => memory.folder(&self.path).join("memory.oom_control"),
             None => return Ok(0),
         };
-        let Some(text) = files::read_if_exists(&file)? else { return Ok(0) };
+        let Some(text) = files::read_if_exists(&file)? else {
+            return Ok(0);
+        };
         Ok(files::keyed(&text, "oom_kill").unwrap_or(0))
     }
 
@@ -228,7 +268,9 @@ impl Cgroup {
     /// # Errors
     /// The folder and the errno.
     pub fn child(&self, name: &str) -> Result<Option<Self>> {
-        let Some(unified) = self.hierarchies.iter().find(|h| h.is_v2()) else { return Ok(None) };
+        let Some(unified) = self.hierarchies.iter().find(|h| h.is_v2()) else {
+            return Ok(None);
+        };
         let path = format!("{}/{name}", self.path);
         tree::check_path(&path)?;
         // No controllers are enabled for it: that would forbid processes in this one.
@@ -247,10 +289,11 @@ impl Cgroup {
 
     /// The hierarchy that has a controller: a v1 one by its name, else v2 when enabled here.
     fn controller(&self, name: &str) -> Option<&Hierarchy> {
-        self.hierarchies
-            .iter()
-            .find(|h| h.has(name))
-            .or_else(|| self.hierarchies.iter().find(|h| h.is_v2() && h.offers(&self.path, name)))
+        self.hierarchies.iter().find(|h| h.has(name)).or_else(|| {
+            self.hierarchies
+                .iter()
+                .find(|h| h.is_v2() && h.offers(&self.path, name))
+        })
     }
 
     fn no_controller(&self, controller: &'static str, file: &str, value: &str) -> Error {

@@ -16,8 +16,15 @@ const CREATE_ATTEMPTS: u32 = 5;
 const REMOVE_ATTEMPTS: u32 = 11;
 
 pub fn check_path(path: &str) -> Result<()> {
-    let bad = |reason| Err(Error::Path { path: path.to_owned(), reason });
-    let Some(relative) = path.strip_prefix('/') else { return bad("it is not absolute") };
+    let bad = |reason| {
+        Err(Error::Path {
+            path: path.to_owned(),
+            reason,
+        })
+    };
+    let Some(relative) = path.strip_prefix('/') else {
+        return bad("it is not absolute");
+    };
     if relative.is_empty() {
         return bad("it is the root");
     }
@@ -34,7 +41,9 @@ pub fn check_path(path: &str) -> Result<()> {
 
 /// The cgroups above `path`, outermost first, without the root.
 fn parents(path: &str) -> impl Iterator<Item = &str> {
-    path.match_indices('/').skip(1).filter_map(move |(at, _)| path.get(..at))
+    path.match_indices('/')
+        .skip(1)
+        .filter_map(move |(at, _)| path.get(..at))
 }
 
 /// Makes the cgroup in every hierarchy; answers which parents were made anywhere.
@@ -62,7 +71,9 @@ fn create_in(path: &str, hierarchy: &Hierarchy, made: &mut Vec<String>) -> Resul
     loop {
         attempt += 1;
         match create_once(path, hierarchy, made) {
-            Err(Error::File { errno: Errno::NOENT, .. }) if attempt < CREATE_ATTEMPTS => {}
+            Err(Error::File {
+                errno: Errno::NOENT, ..
+            }) if attempt < CREATE_ATTEMPTS => {}
             answer => return answer,
         }
     }
@@ -89,7 +100,10 @@ pub fn make_leaf(path: &str, hierarchy: &Hierarchy) -> Result<()> {
         let mut pids = Vec::new();
         collect_pids(&leaf, &mut pids)?;
         if !pids.is_empty() {
-            return Err(Error::InUse { cgroup: path.to_owned(), pids });
+            return Err(Error::InUse {
+                cgroup: path.to_owned(),
+                pids,
+            });
         }
         remove_folder(&leaf)?;
         make_folder(&leaf)?;
@@ -102,7 +116,11 @@ fn make_folder(folder: &Path) -> Result<bool> {
     match mkdirat(CWD, folder, Mode::from_raw_mode(0o755)) {
         Ok(()) => Ok(true),
         Err(Errno::EXIST) => Ok(false),
-        Err(errno) => Err(Error::File { step: "mkdir", path: folder.to_owned(), errno }),
+        Err(errno) => Err(Error::File {
+            step: "mkdir",
+            path: folder.to_owned(),
+            errno,
+        }),
     }
 }
 
@@ -171,7 +189,13 @@ fn remove_folder(folder: &Path) -> Result<()> {
                     pause *= 2;
                 }
             }
-            Err(errno) => return Err(Error::File { step: "rmdir", path: folder.to_owned(), errno }),
+            Err(errno) => {
+                return Err(Error::File {
+                    step: "rmdir",
+                    path: folder.to_owned(),
+                    errno,
+                });
+            }
         }
     }
 }
@@ -215,10 +239,17 @@ pub fn children(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
 pub fn collect_pids(folder: &Path, pids: &mut Vec<i32>) -> Result<()> {
     let text = match files::read_if_exists(&folder.join("cgroup.procs")) {
         // A threaded cgroup lists its processes in the domain above it only.
-        Err(Error::File { errno: Errno::OPNOTSUPP, .. }) => None,
+        Err(Error::File {
+            errno: Errno::OPNOTSUPP,
+            ..
+        }) => None,
         answer => answer?,
     };
-    pids.extend(text.unwrap_or_default().lines().filter_map(|line| line.parse::<i32>().ok()));
+    pids.extend(
+        text.unwrap_or_default()
+            .lines()
+            .filter_map(|line| line.parse::<i32>().ok()),
+    );
     for child in children(folder)? {
         collect_pids(&child, pids)?;
     }

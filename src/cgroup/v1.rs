@@ -12,14 +12,20 @@ pub fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
     if let Some(file) = resources.unified.keys().min() {
         return Err(Error::Value {
             cgroup: cgroup.path.clone(),
-            reason: format!("{file} can only be set in cgroup v2, and this machine has its controllers in v1"),
+            reason: format!(
+                "{file} can only be set in cgroup v2, and this machine has its controllers in v1"
+            ),
         });
     }
     let limits = Limits { cgroup };
     limits.cpu(resources)?;
     limits.memory(resources)?;
     if let Some(pids) = resources.pids_limit {
-        let value = if pids < 0 { "max".to_owned() } else { pids.to_string() };
+        let value = if pids < 0 {
+            "max".to_owned()
+        } else {
+            pids.to_string()
+        };
         limits.set("pids", "pids.max", &value, pids < 0)?;
     }
     for limit in &resources.hugepage_limits {
@@ -50,7 +56,11 @@ impl Limits<'_> {
             Ok(()) => Ok(()),
             Err(Errno::NOENT) if no_limit => Ok(()),
             Err(Errno::NOENT) => Err(self.cgroup.no_controller(controller, file, value)),
-            Err(errno) => Err(Error::File { step: "write", path, errno }),
+            Err(errno) => Err(Error::File {
+                step: "write",
+                path,
+                errno,
+            }),
         }
     }
 
@@ -61,7 +71,12 @@ impl Limits<'_> {
         let quota = resources.cpu_quota.filter(|quota| *quota != 0);
         let period = resources.cpu_period.filter(|period| *period != 0);
         let set_period = || match period {
-            Some(period) => self.set("cpu", "cpu.cfs_period_us", &period.to_string(), quota.is_none_or(|q| q < 0)),
+            Some(period) => self.set(
+                "cpu",
+                "cpu.cfs_period_us",
+                &period.to_string(),
+                quota.is_none_or(|q| q < 0),
+            ),
             None => Ok(()),
         };
         let set_quota = || match quota {
@@ -71,7 +86,9 @@ impl Limits<'_> {
         // The kernel refuses a share above the parent's at every step: when the new
         // period does not go with the old quota, the quota goes first.
         match set_period() {
-            Err(Error::File { errno: Errno::INVAL, .. }) if quota.is_some() => {
+            Err(Error::File {
+                errno: Errno::INVAL, ..
+            }) if quota.is_some() => {
                 set_quota()?;
                 set_period()?;
             }
@@ -100,7 +117,9 @@ impl Limits<'_> {
         {
             return Err(Error::Value {
                 cgroup: self.cgroup.path.clone(),
-                reason: format!("memory and swap together ({total} bytes) are less than the memory limit ({memory})"),
+                reason: format!(
+                    "memory and swap together ({total} bytes) are less than the memory limit ({memory})"
+                ),
             });
         }
         let (Some(memory), Some(total)) = (memory, total) else {
@@ -112,7 +131,9 @@ impl Limits<'_> {
         // The first order is right when the limits grow; with limits that shrink it
         // is refused with EINVAL, and then the other one is right.
         match self.total(total, Some(memory)) {
-            Err(Error::File { errno: Errno::INVAL, .. }) => {
+            Err(Error::File {
+                errno: Errno::INVAL, ..
+            }) => {
                 self.only_memory(memory)?;
                 self.total(total, Some(memory))
             }
@@ -131,7 +152,12 @@ impl Limits<'_> {
         // A kernel without swap accounting has no such file: to forbid swap is then
         // what cannot be promised, but on a machine without swap it is so anyway.
         let harmless = total < 0 || (memory == Some(total) && !has_swap());
-        self.set("memory", "memory.memsw.limit_in_bytes", &total.to_string(), harmless)
+        self.set(
+            "memory",
+            "memory.memsw.limit_in_bytes",
+            &total.to_string(),
+            harmless,
+        )
     }
 
     fn devices(&self, rules: &[DeviceRule]) -> Result<()> {
@@ -143,9 +169,19 @@ impl Limits<'_> {
             return device_bpf::apply(self.cgroup, rules);
         }
         for rule in rules {
-            let file = if rule.allow { "devices.allow" } else { "devices.deny" };
+            let file = if rule.allow {
+                "devices.allow"
+            } else {
+                "devices.deny"
+            };
             let number = |part: Option<u32>| part.map_or_else(|| "*".to_owned(), |n| n.to_string());
-            let value = format!("{} {}:{} {}", rule.kind, number(rule.major), number(rule.minor), rule.access);
+            let value = format!(
+                "{} {}:{} {}",
+                rule.kind,
+                number(rule.major),
+                number(rule.minor),
+                rule.access
+            );
             self.set("devices", file, &value, false)?;
         }
         Ok(())

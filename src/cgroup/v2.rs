@@ -6,7 +6,9 @@ use super::{Cgroup, Error, Hierarchy, Result, convert, device_bpf, files};
 use rustix::io::Errno;
 
 pub fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
-    let Some(hierarchy) = cgroup.hierarchies.iter().find(|h| h.is_v2()) else { return Ok(()) };
+    let Some(hierarchy) = cgroup.hierarchies.iter().find(|h| h.is_v2()) else {
+        return Ok(());
+    };
     let limits = Limits { cgroup, hierarchy };
     limits.cpu(resources)?;
     limits.memory(resources)?;
@@ -15,12 +17,25 @@ pub fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
     }
     for limit in &resources.hugepage_limits {
         let value = limit.limit.to_string();
-        limits.set("hugetlb", &format!("hugetlb.{}.max", limit.page_size), &value, false)?;
+        limits.set(
+            "hugetlb",
+            &format!("hugetlb.{}.max", limit.page_size),
+            &value,
+            false,
+        )?;
         // Reserved pages count too where the kernel knows them (5.7).
-        let reserved = hierarchy.folder(&cgroup.path).join(format!("hugetlb.{}.rsvd.max", limit.page_size));
+        let reserved = hierarchy
+            .folder(&cgroup.path)
+            .join(format!("hugetlb.{}.rsvd.max", limit.page_size));
         match files::try_write(&reserved, &value) {
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(Error::File { step: "write", path: reserved, errno }),
+            Err(errno) => {
+                return Err(Error::File {
+                    step: "write",
+                    path: reserved,
+                    errno,
+                });
+            }
         }
     }
     limits.unified(resources)?;
@@ -43,7 +58,11 @@ impl Limits<'_> {
             Ok(()) => Ok(()),
             Err(Errno::NOENT) if no_limit => Ok(()),
             Err(Errno::NOENT) => Err(self.cgroup.no_controller(controller, file, value)),
-            Err(errno) => Err(Error::File { step: "write", path, errno }),
+            Err(errno) => Err(Error::File {
+                step: "write",
+                path,
+                errno,
+            }),
         }
     }
 
@@ -68,7 +87,10 @@ impl Limits<'_> {
         let path = self.hierarchy.folder(&self.cgroup.path).join("cpu.max");
         let present = files::read_if_exists(&path)?.unwrap_or_default();
         let mut present = present.split_whitespace();
-        let (old_quota, old_period) = (present.next().unwrap_or("max"), present.next().unwrap_or("100000"));
+        let (old_quota, old_period) = (
+            present.next().unwrap_or("max"),
+            present.next().unwrap_or("100000"),
+        );
         let quota = match resources.cpu_quota {
             // 0 is "not set" in OCI.
             None | Some(0) => old_quota.to_owned(),
@@ -88,8 +110,10 @@ impl Limits<'_> {
             // An update of swap alone is relative to the limit that is there.
             None => self.present_memory_limit()?,
         };
-        let swap = convert::swap_max(known, resources.memory_swap_limit)
-            .map_err(|reason| Error::Value { cgroup: self.cgroup.path.clone(), reason })?;
+        let swap = convert::swap_max(known, resources.memory_swap_limit).map_err(|reason| Error::Value {
+            cgroup: self.cgroup.path.clone(),
+            reason,
+        })?;
         if let Some(swap) = swap {
             // A kernel without swap accounting, or a machine without swap, lets nobody swap.
             self.set("memory", "memory.swap.max", &swap, swap == "max" || swap == "0")?;
@@ -121,10 +145,18 @@ impl Limits<'_> {
                 Err(Errno::NOENT) => {
                     return Err(Error::Value {
                         cgroup: self.cgroup.path.clone(),
-                        reason: format!("unified key {file:?}: there is no such file; its controller is not enabled"),
+                        reason: format!(
+                            "unified key {file:?}: there is no such file; its controller is not enabled"
+                        ),
                     });
                 }
-                Err(errno) => return Err(Error::File { step: "write", path, errno }),
+                Err(errno) => {
+                    return Err(Error::File {
+                        step: "write",
+                        path,
+                        errno,
+                    });
+                }
             }
         }
         Ok(())

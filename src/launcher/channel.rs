@@ -26,8 +26,12 @@ const READY: u8 = 0xff;
 
 /// The parent's end and the child's.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    let (parent, child) =
-        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let (parent, child) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::SEQPACKET,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     // 0, 1 and 2 are overwritten in the child.
     Ok((parent, rustix::io::fcntl_dupfd_cloexec(&child, 3)?))
 }
@@ -58,7 +62,12 @@ pub fn say_ready(socket: BorrowedFd<'_>, console: Option<BorrowedFd<'_>>) -> Res
     if console.is_some() {
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
     }
-    sendmsg(socket, &[IoSlice::new(&[READY])], &mut control, SendFlags::NOSIGNAL)?;
+    sendmsg(
+        socket,
+        &[IoSlice::new(&[READY])],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
     Ok(())
 }
 
@@ -66,7 +75,11 @@ pub fn say_ready(socket: BorrowedFd<'_>, console: Option<BorrowedFd<'_>>) -> Res
 pub fn say_failed(socket: BorrowedFd<'_>, failure: &Failure) {
     let mut buffer = [0; Failure::ENCODED];
     let length = failure.encode(&mut buffer);
-    let _ = send(socket, buffer.get(..length).unwrap_or_default(), SendFlags::NOSIGNAL);
+    let _ = send(
+        socket,
+        buffer.get(..length).unwrap_or_default(),
+        SendFlags::NOSIGNAL,
+    );
 }
 
 /// Parent: waits for the next word.

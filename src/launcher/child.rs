@@ -38,7 +38,11 @@ fn walk(prepared: &Prepared, socket: BorrowedFd<'_>) -> Walk<Infallible> {
     if let Some(hostname) = &prepared.hostname {
         rustix::system::sethostname(hostname.to_bytes()).at(Step::Hostname)?;
     }
-    let slave = Attributes { set: 0, clear: 0, propagation: mount::SLAVE };
+    let slave = Attributes {
+        set: 0,
+        clear: 0,
+        propagation: mount::SLAVE,
+    };
     mount::set_attributes_at(CWD, c"/", slave, true).at(Step::CutPropagation)?;
     let root = prepared.root.attach(&prepared.rootfs)?;
     let Some(process) = &prepared.process else {
@@ -126,7 +130,12 @@ fn fill_root(
 
 fn write_sysctls(prepared: &Prepared, procfs: BorrowedFd<'_>) -> Walk<()> {
     for (index, (file, value)) in prepared.sysctls.iter().enumerate() {
-        let opened = openat(procfs, file.as_c_str(), OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        let opened = openat(
+            procfs,
+            file.as_c_str(),
+            OFlags::WRONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        );
         let opened = opened.at_index(Step::Sysctl, index)?;
         rustix::io::write(&opened, value.to_bytes()).at_index(Step::Sysctl, index)?;
     }
@@ -135,7 +144,12 @@ fn write_sysctls(prepared: &Prepared, procfs: BorrowedFd<'_>) -> Walk<()> {
 
 /// The root becomes "/", the host's is gone from this mount namespace.
 fn change_root(root: BorrowedFd<'_>) -> Walk<()> {
-    let host = open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).at(Step::Pivot)?;
+    let host = open(
+        c"/",
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .at(Step::Pivot)?;
     fchdir(root).at(Step::Pivot)?;
     // The old root is stacked upon the new one, and no folder for it is needed.
     pivot_root(c".", c".").at(Step::Pivot)?;
@@ -149,7 +163,11 @@ fn finish_root(prepared: &Prepared, root: BorrowedFd<'_>) -> Walk<()> {
     if set == 0 && prepared.root_propagation == mount::PRIVATE {
         return Ok(());
     }
-    let change = Attributes { set, clear: 0, propagation: prepared.root_propagation };
+    let change = Attributes {
+        set,
+        clear: 0,
+        propagation: prepared.root_propagation,
+    };
     mount::set_attributes(root, change, false).at(Step::RootAttributes)
 }
 
@@ -159,7 +177,9 @@ pub fn install_stdio(
     stdio: [BorrowedFd<'_>; 3],
     console: Option<&Console>,
 ) -> Walk<()> {
-    let Some(console) = console else { return identity::install_stdio(stdio, process) };
+    let Some(console) = console else {
+        return identity::install_stdio(stdio, process);
+    };
     rustix::process::ioctl_tiocsctty(&console.slave).at(Step::Console)?;
     identity::install_stdio([console.slave.as_fd(); 3], process)
 }

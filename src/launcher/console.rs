@@ -33,8 +33,10 @@ pub fn open(root: BorrowedFd<'_>, uid: u32, size: Winsize) -> Result<Console, Er
         return Err(Errno::NOTTY);
     }
     unlockpt(&master)?;
-    let slave =
-        ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    let slave = ioctl_tiocgptpeer(
+        &master,
+        OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC,
+    )?;
     // The group stays the one that devpts was mounted with (tty).
     fchown(&slave, Some(Uid::from_raw(uid)), None::<Gid>)?;
     if size.ws_col != 0 && size.ws_row != 0 {

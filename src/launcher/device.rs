@@ -32,7 +32,10 @@ pub fn prepare(index: usize, device: &Device) -> Result<Prepared, Error> {
     plan::path(&field, &device.path)?;
     let (folder, name) = device.path.rsplit_once('/').unwrap_or(("", ""));
     if name.is_empty() || name == "." || name == ".." {
-        return Err(Error::plan(field, format!("{:?} does not end in a name", device.path)));
+        return Err(Error::plan(
+            field,
+            format!("{:?} does not end in a name", device.path),
+        ));
     }
     let kind = match Kind::try_from(device.kind) {
         Ok(Kind::Char) => FileType::CharacterDevice,
@@ -40,7 +43,11 @@ pub fn prepare(index: usize, device: &Device) -> Result<Prepared, Error> {
         Ok(Kind::Fifo) => FileType::Fifo,
         Err(_) => return Err(Error::plan(field, format!("kind {} is unknown", device.kind))),
     };
-    let number = if kind == FileType::Fifo { 0 } else { makedev(device.major, device.minor) };
+    let number = if kind == FileType::Fifo {
+        0
+    } else {
+        makedev(device.major, device.minor)
+    };
     Ok(Prepared {
         folder: plan::field(&field, if folder.is_empty() { "/" } else { folder })?,
         name: plan::field(&field, name)?,
@@ -73,7 +80,13 @@ impl Prepared {
             answer => answer?,
         }
         let owner = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
-        chownat(&folder, self.name.as_c_str(), owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
+        chownat(
+            &folder,
+            self.name.as_c_str(),
+            owner.0,
+            owner.1,
+            AtFlags::SYMLINK_NOFOLLOW,
+        )
     }
 }
 

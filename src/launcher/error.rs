@@ -15,7 +15,13 @@ pub enum Error {
     #[error(transparent)]
     Cgroup(#[from] cgroup::Error),
     #[error("{}{object}: {}{detail}", step.text(), explain(*step, *errno))]
-    Step { step: Step, object: String, errno: Errno, detail: String, exit_code: i32 },
+    Step {
+        step: Step,
+        object: String,
+        errno: Errno,
+        detail: String,
+        exit_code: i32,
+    },
     /// The child ended without a word.
     #[error("the new process {how} while its root was being set up{remedy}")]
     Ended { how: String, remedy: &'static str },
@@ -33,14 +39,19 @@ impl Error {
     }
 
     pub(super) fn plan(field: impl Into<String>, reason: impl Into<String>) -> Self {
-        Self::Plan { field: field.into(), reason: reason.into() }
+        Self::Plan {
+            field: field.into(),
+            reason: reason.into(),
+        }
     }
 }
 
 /// errno in the words of people, where the kernel's own mislead.
 fn explain(step: Step, errno: Errno) -> String {
     let hint = match (step, errno) {
-        (Step::Exec, Errno::NOENT) => " (neither the command nor, for a script, its interpreter may be missing)",
+        (Step::Exec, Errno::NOENT) => {
+            " (neither the command nor, for a script, its interpreter may be missing)"
+        }
         (Step::Exec, Errno::NOEXEC) => " (not a program for this machine, or a script without #!)",
         (Step::JoinPid | Step::Clone, Errno::NOMEM) => " (the pid namespace's first process has ended)",
         (Step::OpenLabel, Errno::NOENT) => " (the kernel has no AppArmor or SELinux)",
@@ -67,7 +78,11 @@ impl Names {
         } else {
             process.apparmor_profile.clone()
         };
-        Self { command: process.args.first().cloned().unwrap_or_default(), cwd: process.cwd.clone(), label }
+        Self {
+            command: process.args.first().cloned().unwrap_or_default(),
+            cwd: process.cwd.clone(),
+            label,
+        }
     }
 
     /// A failure in words; `plan` is at hand until the root is there.
@@ -87,7 +102,11 @@ impl Names {
             step: failure.step,
             object,
             errno: failure.errno,
-            detail: if detail.is_empty() { String::new() } else { format!(" ({detail})") },
+            detail: if detail.is_empty() {
+                String::new()
+            } else {
+                format!(" ({detail})")
+            },
             exit_code: failure.exit_code(),
         }
     }

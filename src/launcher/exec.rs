@@ -59,7 +59,9 @@ pub fn exec(
     identity::make_undumpable().map_err(describe)?;
     let stdio = stdio.into_array().at(Step::Stdio).map_err(describe)?;
     let (socket, child_end) = channel::pair().at(Step::Channel).map_err(describe)?;
-    let pidfd = rustix::io::fcntl_dupfd_cloexec(target.pidfd, 3).at(Step::Channel).map_err(describe)?;
+    let pidfd = rustix::io::fcntl_dupfd_cloexec(target.pidfd, 3)
+        .at(Step::Channel)
+        .map_err(describe)?;
     let mut keep: Vec<RawFd> = stdio.iter().map(AsRawFd::as_raw_fd).collect();
     keep.extend([child_end.as_raw_fd(), pidfd.as_raw_fd()]);
     keep.sort_unstable();
@@ -86,7 +88,12 @@ pub fn exec(
         }
     })();
     match started {
-        Ok((pid, pidfd, console)) => Ok(ExecProcess { pid, pidfd, console, cgroup }),
+        Ok((pid, pidfd, console)) => Ok(ExecProcess {
+            pid,
+            pidfd,
+            console,
+            cgroup,
+        }),
         Err(error) => {
             if let Some(cgroup) = cgroup {
                 let _ = cgroup.kill();
@@ -129,7 +136,12 @@ fn walk(
     // and working folder with it.
     kind::join(init, JOINED).at(Step::JoinNamespace)?;
     const ROOT: &CStr = c"/";
-    let root = open(ROOT, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).at(Step::OpenRoot)?;
+    let root = open(
+        ROOT,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .at(Step::OpenRoot)?;
     let procfs = filesystem::private_procfs()?;
     identity::set_oom_score(process, procfs.as_fd())?;
     let labels = Labels::open(process, procfs.as_fd())?;
@@ -147,5 +159,12 @@ fn walk(
 /// Whether an exec failed because the container has ended.
 #[must_use]
 pub fn target_is_gone(error: &Error) -> bool {
-    matches!(error, Error::Step { step: Step::JoinPid | Step::JoinNamespace | Step::Clone, errno: Errno::SRCH | Errno::NOMEM, .. })
+    matches!(
+        error,
+        Error::Step {
+            step: Step::JoinPid | Step::JoinNamespace | Step::Clone,
+            errno: Errno::SRCH | Errno::NOMEM,
+            ..
+        }
+    )
 }

@@ -37,10 +37,12 @@ pub fn make(
     step: Step,
 ) -> Walk<OwnedFd> {
     let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC).at(step)?;
-    configure(&context, source, parameters, attributes).at(step).map_err(|mut failure| {
-        failure.detail = complaint(context.as_fd());
-        failure
-    })
+    configure(&context, source, parameters, attributes)
+        .at(step)
+        .map_err(|mut failure| {
+            failure.detail = complaint(context.as_fd());
+            failure
+        })
 }
 
 fn configure(
@@ -65,7 +67,11 @@ fn configure(
 pub fn mount(context: &OwnedFd, attributes: u64) -> Result<OwnedFd, Errno> {
     fsconfig_create(context)?;
     let attributes = u32::try_from(attributes).map_err(|_| Errno::INVAL)?;
-    fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::from_bits_retain(attributes))
+    fsmount(
+        context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::from_bits_retain(attributes),
+    )
 }
 
 /// The first error that the kernel has written down: "e tmpfs: Unknown parameter 'x'".

@@ -52,7 +52,10 @@ impl Labels {
     }
 
     fn write(&self, process: &Prepared) -> Walk<()> {
-        let files = [(&self.apparmor, &process.apparmor), (&self.selinux, &process.selinux)];
+        let files = [
+            (&self.apparmor, &process.apparmor),
+            (&self.selinux, &process.selinux),
+        ];
         for (file, label) in files {
             if let (Some(file), Some(label)) = (file, label) {
                 rustix::io::write(file, label.to_bytes()).at(Step::Label)?;
@@ -70,12 +73,19 @@ pub fn make_undumpable() -> Walk<()> {
 /// Sets oom_score_adj, or the lowest value that is allowed without
 /// CAP_SYS_RESOURCE: a container must not fail to start for it.
 pub fn set_oom_score(process: &Prepared, procfs: BorrowedFd<'_>) -> Walk<()> {
-    let Some(wanted) = process.oom_score_adj else { return Ok(()) };
+    let Some(wanted) = process.oom_score_adj else {
+        return Ok(());
+    };
     oom_score(wanted, procfs).at(Step::OomScore)
 }
 
 fn oom_score(wanted: i32, procfs: BorrowedFd<'_>) -> Result<(), Errno> {
-    let file = openat(procfs, c"self/oom_score_adj", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let file = openat(
+        procfs,
+        c"self/oom_score_adj",
+        OFlags::RDWR | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     match write_number(&file, wanted) {
         Err(Errno::ACCESS | Errno::PERM) => {}
         answer => return answer,
@@ -175,7 +185,10 @@ pub fn finish(process: &Prepared, labels: &Labels) -> Walk<Infallible> {
 }
 
 fn load_seccomp(process: &Prepared) -> Walk<()> {
-    process.seccomp.as_ref().map_or(Ok(()), |program| program.load().at(Step::Seccomp))
+    process
+        .seccomp
+        .as_ref()
+        .map_or(Ok(()), |program| program.load().at(Step::Seccomp))
 }
 
 /// A hard limit that may not be raised (without CAP_SYS_RESOURCE) becomes the one that is.

@@ -30,7 +30,10 @@ pub fn mask(root: BorrowedFd<'_>, paths: &[CString], tmpfs: &[Parameter]) -> Wal
         } else {
             cover_file(root, target.as_fd(), &mut null).at(Step::Mask)
         }
-        .map_err(|failure| Failure { index: u16::try_from(index).unwrap_or(u16::MAX), ..failure })?;
+        .map_err(|failure| Failure {
+            index: u16::try_from(index).unwrap_or(u16::MAX),
+            ..failure
+        })?;
     }
     Ok(())
 }
@@ -41,24 +44,29 @@ fn cover_folder(target: BorrowedFd<'_>, empty: &mut Option<OwnedFd>, options: &[
         let tree = clone(empty.as_fd(), false).at(Step::Mask)?;
         return filesystem::attach(tree.as_fd(), target).at(Step::Mask);
     }
-    let tmpfs =
-        filesystem::make(c"tmpfs", c"tmpfs", options, RDONLY | NOSUID | NODEV | NOEXEC, Step::Mask)?;
+    let tmpfs = filesystem::make(
+        c"tmpfs",
+        c"tmpfs",
+        options,
+        RDONLY | NOSUID | NODEV | NOEXEC,
+        Step::Mask,
+    )?;
     filesystem::attach(tmpfs.as_fd(), target).at(Step::Mask)?;
     *empty = Some(tmpfs);
     Ok(())
 }
 
-fn cover_file(
-    root: BorrowedFd<'_>,
-    target: BorrowedFd<'_>,
-    null: &mut Option<OwnedFd>,
-) -> Result<(), Errno> {
+fn cover_file(root: BorrowedFd<'_>, target: BorrowedFd<'_>, null: &mut Option<OwnedFd>) -> Result<(), Errno> {
     let null = match null {
         Some(null) => null,
         None => null.insert(device::open_null(root)?),
     };
     let tree = clone(null.as_fd(), false)?;
-    let change = Attributes { set: RDONLY, clear: 0, propagation: mount::PRIVATE };
+    let change = Attributes {
+        set: RDONLY,
+        clear: 0,
+        propagation: mount::PRIVATE,
+    };
     mount::set_attributes(tree.as_fd(), change, false)?;
     filesystem::attach(tree.as_fd(), target)
 }
@@ -77,7 +85,14 @@ pub fn make_read_only(root: BorrowedFd<'_>, paths: &[CString]) -> Walk<()> {
 
 fn bind_read_only(target: BorrowedFd<'_>) -> Result<(), Errno> {
     let tree = clone(target, true)?;
-    mount::set_attributes(tree.as_fd(), Attributes { set: RDONLY, ..Attributes::default() }, true)?;
+    mount::set_attributes(
+        tree.as_fd(),
+        Attributes {
+            set: RDONLY,
+            ..Attributes::default()
+        },
+        true,
+    )?;
     filesystem::attach(tree.as_fd(), target)
 }
 

@@ -61,7 +61,11 @@ impl Stdio {
     /// Away from 0, 1 and 2, which are about to be replaced in the child.
     fn into_array(self) -> Result<[OwnedFd; 3], Errno> {
         let high = |fd: OwnedFd| {
-            if fd.as_raw_fd() > 2 { Ok(fd) } else { rustix::io::fcntl_dupfd_cloexec(&fd, 3) }
+            if fd.as_raw_fd() > 2 {
+                Ok(fd)
+            } else {
+                rustix::io::fcntl_dupfd_cloexec(&fd, 3)
+            }
         };
         Ok([high(self.stdin)?, high(self.stdout)?, high(self.stderr)?])
     }
@@ -100,7 +104,10 @@ fn create_by(plan: &LaunchPlan, bundle: &Path, stdio: Stdio, way: Way) -> Result
     };
     let checked = prepare::check(plan).map_err(explain)?;
     identity::make_undumpable().map_err(|failure| explain(failure.into()))?;
-    let wanted = plan.cgroup.as_ref().ok_or_else(|| Error::plan("cgroup", "it is missing"))?;
+    let wanted = plan
+        .cgroup
+        .as_ref()
+        .ok_or_else(|| Error::plan("cgroup", "it is missing"))?;
     let cgroup = Cgroup::create(&wanted.path)?;
     let result = (|| {
         cgroup.apply(wanted.resources.as_ref().unwrap_or(&Resources::default()))?;
@@ -108,9 +115,14 @@ fn create_by(plan: &LaunchPlan, bundle: &Path, stdio: Stdio, way: Way) -> Result
         launch(plan, prepared, &cgroup, &names)
     })();
     match result {
-        Ok((pid, pidfd, console, channel)) => {
-            Ok(Init { pid, pidfd, console, cgroup, channel: Some(channel), names })
-        }
+        Ok((pid, pidfd, console, channel)) => Ok(Init {
+            pid,
+            pidfd,
+            console,
+            cgroup,
+            channel: Some(channel),
+            names,
+        }),
         Err(error) => {
             let _ = cgroup.kill();
             let _ = cgroup.remove();
@@ -132,8 +144,13 @@ fn launch(
     let describe = |failure: Failure| names.describe(&failure, Some(plan));
     let (socket, child_end) = channel::pair().at(Step::Channel).map_err(describe)?;
     prepared.keep(child_end.as_raw_fd());
-    let forked = prepared.namespaces.clone(cgroup.fd_for_clone()).map_err(describe)?;
-    let Forked::Parent { pid, pidfd } = forked else { child::run(&prepared, child_end.as_fd()) };
+    let forked = prepared
+        .namespaces
+        .clone(cgroup.fd_for_clone())
+        .map_err(describe)?;
+    let Forked::Parent { pid, pidfd } = forked else {
+        child::run(&prepared, child_end.as_fd())
+    };
     drop(child_end);
     drop(prepared);
     let ready = (|| {
@@ -163,8 +180,14 @@ fn ended(pidfd: &OwnedFd) -> Error {
             how: "was killed".to_owned(),
             remedy: " (a memory limit that is too low for a process to start?)",
         },
-        Some(signal) => Error::Ended { how: format!("died of signal {signal}"), remedy: "" },
-        None => Error::Ended { how: "ended".to_owned(), remedy: "" },
+        Some(signal) => Error::Ended {
+            how: format!("died of signal {signal}"),
+            remedy: "",
+        },
+        None => Error::Ended {
+            how: "ended".to_owned(),
+            remedy: "",
+        },
     }
 }
 

@@ -31,9 +31,17 @@ pub struct Prepared {
 enum Source {
     /// With its attributes and propagation set.
     Tree { tree: OwnedFd, leaf: Leaf },
-    FileSystem { kind: &'static CStr, source: CString, parameters: Vec<Parameter> },
+    FileSystem {
+        kind: &'static CStr,
+        source: CString,
+        parameters: Vec<Parameter>,
+    },
     /// cgroup v1: a tmpfs with the container's own cgroup of each hierarchy.
-    Cgroups { trees: Vec<(CString, OwnedFd)>, links: Vec<(CString, CString)>, options: Vec<Parameter> },
+    Cgroups {
+        trees: Vec<(CString, OwnedFd)>,
+        links: Vec<(CString, CString)>,
+        options: Vec<Parameter>,
+    },
 }
 
 /// Opens what `mount` needs. `cgroup` exists already.
@@ -45,12 +53,21 @@ pub fn prepare(index: usize, mount: &Mount, cgroup: &Cgroup) -> Result<Prepared,
     let propagation = propagation(mount.propagation, &name("propagation")).map_err(Problem::Plan)?;
     let source = match kind {
         Kind::Bind => bind(index, mount, propagation)?,
-        Kind::Cgroup if !Layout::detect().map_err(|e| Problem::Plan(e.into()))?.is_pure_v2() => {
+        Kind::Cgroup
+            if !Layout::detect()
+                .map_err(|e| Problem::Plan(e.into()))?
+                .is_pure_v2() =>
+        {
             cgroups(index, mount, cgroup)?
         }
         _ => file_system(index, mount, kind).map_err(Problem::Plan)?,
     };
-    Ok(Prepared { target, source, set: mount.attr_set, propagation })
+    Ok(Prepared {
+        target,
+        source,
+        set: mount.attr_set,
+        propagation,
+    })
 }
 
 pub fn propagation(value: i32, field: &str) -> Result<u64, Error> {
@@ -71,17 +88,28 @@ fn bind(index: usize, mount: &Mount, propagation: u64) -> Walk<Source> {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     let tree = open_tree(CWD, source, flags).at_index(Step::OpenSource, index)?;
-    let change = Attributes { set: 0, clear: 0, propagation };
+    let change = Attributes {
+        set: 0,
+        clear: 0,
+        propagation,
+    };
     attributes::set_attributes(tree.as_fd(), change, mount.bind_recursive)
         .at_index(Step::SourceAttributes, index)?;
     if mount.attr_set != 0 || mount.attr_clear != 0 {
-        let change = Attributes { set: mount.attr_set, clear: mount.attr_clear, propagation: 0 };
+        let change = Attributes {
+            set: mount.attr_set,
+            clear: mount.attr_clear,
+            propagation: 0,
+        };
         attributes::set_attributes(tree.as_fd(), change, mount.attr_recursive)
             .at_index(Step::SourceAttributes, index)?;
     }
     let stat = fstat(&tree).at_index(Step::OpenSource, index)?;
     let folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
-    Ok(Source::Tree { tree, leaf: if folder { Leaf::Folder } else { Leaf::File } })
+    Ok(Source::Tree {
+        tree,
+        leaf: if folder { Leaf::Folder } else { Leaf::File },
+    })
 }
 
 fn file_system(index: usize, mount: &Mount, kind: Kind) -> Result<Source, Error> {
@@ -106,7 +134,11 @@ fn file_system(index: usize, mount: &Mount, kind: Kind) -> Result<Source, Error>
     } else {
         plan::field(&format!("mounts[{index}].source"), mount.source.as_str())?
     };
-    Ok(Source::FileSystem { kind, source, parameters })
+    Ok(Source::FileSystem {
+        kind,
+        source,
+        parameters,
+    })
 }
 
 fn cgroups(index: usize, mount: &Mount, cgroup: &Cgroup) -> Walk<Source> {
@@ -115,18 +147,29 @@ fn cgroups(index: usize, mount: &Mount, cgroup: &Cgroup) -> Walk<Source> {
     for (name, folder) in cgroup.v1_folders() {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(CWD, folder, flags).at_index(Step::OpenSource, index)?;
-        let change = Attributes { set: mount.attr_set, clear: 0, propagation: attributes::PRIVATE };
+        let change = Attributes {
+            set: mount.attr_set,
+            clear: 0,
+            propagation: attributes::PRIVATE,
+        };
         attributes::set_attributes(tree.as_fd(), change, false).at_index(Step::SourceAttributes, index)?;
         let c_name = plan::c_string(name).at_index(Step::OpenSource, index)?;
         // Mounted together: each controller is also found under its own name.
         for alone in name.split(',').filter(|alone| *alone != name) {
-            links.push((plan::c_string(alone).at_index(Step::OpenSource, index)?, c_name.clone()));
+            links.push((
+                plan::c_string(alone).at_index(Step::OpenSource, index)?,
+                c_name.clone(),
+            ));
         }
         trees.push((c_name, tree));
     }
     // World-readable: a tmpfs is 1777 otherwise.
     let options = filesystem::parameter("mode=755").into_iter().collect();
-    Ok(Source::Cgroups { trees, links, options })
+    Ok(Source::Cgroups {
+        trees,
+        links,
+        options,
+    })
 }
 
 impl Prepared {
@@ -142,20 +185,33 @@ impl Prepared {
     pub fn attach(&self, root: BorrowedFd<'_>, index: usize) -> Walk<()> {
         match &self.source {
             Source::Tree { tree, leaf } => {
-                let target = find_or_make(root, &self.target, *leaf, FOLLOW).at_index(Step::MakeTarget, index)?;
+                let target =
+                    find_or_make(root, &self.target, *leaf, FOLLOW).at_index(Step::MakeTarget, index)?;
                 filesystem::attach(tree.as_fd(), target.as_fd()).at_index(Step::Attach, index)
             }
-            Source::FileSystem { kind, source, parameters } => {
+            Source::FileSystem {
+                kind,
+                source,
+                parameters,
+            } => {
                 let mount = filesystem::make(kind, source, parameters, self.set, Step::MakeFileSystem)
                     .map_err(|failure| numbered(failure, index))?;
                 if self.propagation != attributes::PRIVATE {
-                    let change = Attributes { set: 0, clear: 0, propagation: self.propagation };
+                    let change = Attributes {
+                        set: 0,
+                        clear: 0,
+                        propagation: self.propagation,
+                    };
                     attributes::set_attributes(mount.as_fd(), change, false)
                         .at_index(Step::MountAttributes, index)?;
                 }
                 self.attach_folder(root, mount.as_fd(), index)
             }
-            Source::Cgroups { trees, links, options } => {
+            Source::Cgroups {
+                trees,
+                links,
+                options,
+            } => {
                 let tmpfs = filesystem::make(
                     c"tmpfs",
                     c"cgroup",
@@ -165,7 +221,8 @@ impl Prepared {
                 )
                 .map_err(|failure| numbered(failure, index))?;
                 self.attach_folder(root, tmpfs.as_fd(), index)?;
-                self.attach_cgroups(&tmpfs, trees, links).at_index(Step::Attach, index)
+                self.attach_cgroups(&tmpfs, trees, links)
+                    .at_index(Step::Attach, index)
             }
         }
     }
@@ -191,7 +248,11 @@ impl Prepared {
         for (name, target) in links {
             symlinkat(target.as_c_str(), tmpfs, name.as_c_str())?;
         }
-        let change = Attributes { set: self.set & RDONLY, clear: 0, propagation: 0 };
+        let change = Attributes {
+            set: self.set & RDONLY,
+            clear: 0,
+            propagation: 0,
+        };
         attributes::set_attributes(tmpfs.as_fd(), change, false)
     }
 }

@@ -50,10 +50,16 @@ pub fn prepare(namespaces: &[Namespace]) -> Result<Namespaces, Problem> {
             continue;
         }
         if bit == kind::MOUNT {
-            return Err(bad("a container's mount namespace is always its own; the path must be empty"));
+            return Err(bad(
+                "a container's mount namespace is always its own; the path must be empty",
+            ));
         }
-        let file = open(namespace.path.as_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .at_index(Step::OpenNamespace, index)?;
+        let file = open(
+            namespace.path.as_str(),
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .at_index(Step::OpenNamespace, index)?;
         if bit == kind::PID {
             prepared.pid = Some((index, file));
         } else {
@@ -61,7 +67,10 @@ pub fn prepare(namespaces: &[Namespace]) -> Result<Namespaces, Problem> {
         }
     }
     if prepared.made & kind::MOUNT == 0 {
-        return Err(Problem::Plan(Error::plan("namespaces", "a new mount namespace is missing")));
+        return Err(Problem::Plan(Error::plan(
+            "namespaces",
+            "a new mount namespace is missing",
+        )));
     }
     Ok(prepared)
 }
@@ -108,8 +117,12 @@ pub fn clone_in_pid_namespace(
     made: u64,
     cgroup: Option<BorrowedFd<'_>>,
 ) -> Walk<Forked> {
-    let own = open(c"/proc/thread-self/ns/pid", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .at(Step::LeavePid)?;
+    let own = open(
+        c"/proc/thread-self/ns/pid",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .at(Step::LeavePid)?;
     kind::join(target, kind::PID).at(Step::JoinPid)?;
     let forked = clone3(made, cgroup);
     if matches!(forked, Ok(Forked::Child)) {

@@ -25,7 +25,10 @@ pub enum Root {
     Detached(OwnedFd),
     /// For kernels without `lowerdir+` (before 6.8): mounted by the child, whose
     /// working folder is `folder`, so that the names of many layers fit into the one page that mount(2) takes.
-    Legacy { folder: CString, options: CString },
+    Legacy {
+        folder: CString,
+        options: CString,
+    },
 }
 
 /// fsconfig takes no longer string.
@@ -56,7 +59,9 @@ impl From<Failure> for Problem {
 
 /// An empty read-only tmpfs, the root of a sandbox's init.
 pub fn empty() -> Walk<Root> {
-    let size = filesystem::parameter("size=4k").into_iter().chain(filesystem::parameter("mode=555"));
+    let size = filesystem::parameter("size=4k")
+        .into_iter()
+        .chain(filesystem::parameter("mode=555"));
     let parameters: Vec<_> = size.collect();
     filesystem::make(
         c"tmpfs",
@@ -100,7 +105,11 @@ fn single(rootfs: &Rootfs) -> Walk<Root> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, layer, flags).at(Step::OpenLayer)?;
     // The layer is shared with other containers: nothing may be written to it.
-    let attributes = Attributes { set: RDONLY, clear: 0, propagation: mount::PRIVATE };
+    let attributes = Attributes {
+        set: RDONLY,
+        clear: 0,
+        propagation: mount::PRIVATE,
+    };
     mount::set_attributes(tree.as_fd(), attributes, false).at(Step::Overlay)?;
     Ok(Root::Detached(tree))
 }
@@ -122,19 +131,30 @@ fn detached(rootfs: &Rootfs) -> Walk<Option<Root>> {
             answer => answer.at_index(Step::OpenLayer, index).map_err(explained)?,
         }
     }
-    let set = |key: &str, value: &str| fsconfig_set_string(&context, key, value).at(Step::Overlay).map_err(explained);
+    let set = |key: &str, value: &str| {
+        fsconfig_set_string(&context, key, value)
+            .at(Step::Overlay)
+            .map_err(explained)
+    };
     if !rootfs.upper.is_empty() {
-        set("upperdir", &shorten(&rootfs.upper, &mut opened).at(Step::Overlay)?)?;
+        set(
+            "upperdir",
+            &shorten(&rootfs.upper, &mut opened).at(Step::Overlay)?,
+        )?;
         set("workdir", &shorten(&rootfs.work, &mut opened).at(Step::Overlay)?)?;
         // No sync of the upper layer at unmount: it does not outlive the container.
-        fsconfig_set_flag(&context, "volatile").at(Step::Overlay).map_err(explained)?;
+        fsconfig_set_flag(&context, "volatile")
+            .at(Step::Overlay)
+            .map_err(explained)?;
     }
     if !rootfs.mount_label.is_empty() {
         set("context", &rootfs.mount_label)?;
     }
     // Where the kernel's default is on, an index would refuse layers that were copied. Not known to all kernels.
     let _ = fsconfig_set_string(&context, "index", "off");
-    let mounted = filesystem::mount(&context, 0).at(Step::Overlay).map_err(explained)?;
+    let mounted = filesystem::mount(&context, 0)
+        .at(Step::Overlay)
+        .map_err(explained)?;
     Ok(Some(Root::Detached(mounted)))
 }
 
@@ -142,7 +162,11 @@ fn shorten(path: &str, opened: &mut Vec<OwnedFd>) -> Result<String, Errno> {
     if path.len() <= FSCONFIG_MAX {
         return Ok(path.to_owned());
     }
-    let folder = open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let folder = open(
+        path,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     let short = format!("/proc/self/fd/{}", folder.as_raw_fd());
     opened.push(folder);
     Ok(short)
@@ -170,7 +194,10 @@ fn legacy(rootfs: &Rootfs) -> Result<Root, Problem> {
     if options.len() > OPTIONS_MAX {
         return Err(Problem::Plan(Error::plan(
             "rootfs.lower",
-            format!("{} layers are too many for this kernel; 6.8 takes 500", rootfs.lower.len()),
+            format!(
+                "{} layers are too many for this kernel; 6.8 takes 500",
+                rootfs.lower.len()
+            ),
         )));
     }
     Ok(Root::Legacy {
@@ -211,8 +238,14 @@ impl Root {
             }
             Self::Legacy { folder, options } => {
                 rustix::process::chdir(folder.as_c_str()).at(Step::OpenLayer)?;
-                rustix::mount::mount(c"overlay", rootfs, c"overlay", MountFlags::empty(), options.as_c_str())
-                    .at(Step::AttachRoot)?;
+                rustix::mount::mount(
+                    c"overlay",
+                    rootfs,
+                    c"overlay",
+                    MountFlags::empty(),
+                    options.as_c_str(),
+                )
+                .at(Step::AttachRoot)?;
             }
         }
         open(rootfs, flags, Mode::empty()).at(Step::OpenRoot)

@@ -75,7 +75,8 @@ fn make(root: BorrowedFd<'_>, path: &mut Buffer, leaf: Leaf, resolve: ResolveFla
         match found {
             Ok(fd) => folder = fd,
             Err(Errno::NOENT) => {
-                let mode = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let mode =
+                    OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let made = path.with_component(start, end, |name| {
                     if last && leaf == Leaf::File {
                         openat(&folder, name, mode, Mode::from_raw_mode(0o644)).map(drop)
@@ -111,7 +112,10 @@ struct Buffer {
 
 impl Buffer {
     fn new() -> Self {
-        Self { bytes: [0; PATH_MAX], length: 0 }
+        Self {
+            bytes: [0; PATH_MAX],
+            length: 0,
+        }
     }
 
     /// One byte stays free for the terminator.
@@ -120,7 +124,10 @@ impl Buffer {
         if end >= PATH_MAX {
             return Err(Errno::NAMETOOLONG);
         }
-        self.bytes.get_mut(self.length..end).ok_or(Errno::NAMETOOLONG)?.copy_from_slice(text);
+        self.bytes
+            .get_mut(self.length..end)
+            .ok_or(Errno::NAMETOOLONG)?
+            .copy_from_slice(text);
         self.length = end;
         Ok(())
     }
@@ -159,7 +166,13 @@ impl Buffer {
         let length = self
             .with_component(start, end, |name| readlinkat_raw(folder, name, &mut target[..]))?
             // Not a link: somebody else was faster, and made something else.
-            .map_err(|errno| if errno == Errno::INVAL { Errno::EXIST } else { errno })?;
+            .map_err(|errno| {
+                if errno == Errno::INVAL {
+                    Errno::EXIST
+                } else {
+                    errno
+                }
+            })?;
         let target = target.get(..length).ok_or(Errno::NAMETOOLONG)?;
         let mut next = Self::new();
         if target.first() != Some(&b'/') {

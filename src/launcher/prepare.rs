@@ -63,9 +63,17 @@ pub fn check(plan: &LaunchPlan) -> Result<Checked, Problem> {
         (None, false) => return Err(Problem::Plan(Error::plan("process", "it is missing"))),
     };
     let paths = |field: &str, paths: &[String]| {
-        paths.iter().map(|path| plan::path(field, path)).collect::<Result<Vec<_>, _>>().map_err(Problem::Plan)
+        paths
+            .iter()
+            .map(|path| plan::path(field, path))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Problem::Plan)
     };
-    let devices = plan.devices.iter().enumerate().map(|(index, device)| device::prepare(index, device));
+    let devices = plan
+        .devices
+        .iter()
+        .enumerate()
+        .map(|(index, device)| device::prepare(index, device));
     Ok(Checked {
         namespaces: namespace::prepare(&plan.namespaces)?,
         process,
@@ -111,10 +119,15 @@ pub fn prepare(
             .map(|(index, mount)| mount::prepare(index, mount, cgroup))
             .collect::<Result<_, _>>()?,
         devices: checked.devices,
-        own_dev: !mounts.iter().any(|mount| mount.kind() == Kind::Bind && mount.target.trim_end_matches('/') == "/dev"),
+        own_dev: !mounts
+            .iter()
+            .any(|mount| mount.kind() == Kind::Bind && mount.target.trim_end_matches('/') == "/dev"),
         kcore: Path::new("/proc/kcore").exists(),
         masked: checked.masked,
-        mask_options: ["size=4k", "mode=755"].into_iter().filter_map(parameter).collect(),
+        mask_options: ["size=4k", "mode=755"]
+            .into_iter()
+            .filter_map(parameter)
+            .collect(),
         readonly: checked.readonly,
         sysctls: checked.sysctls,
         process: checked.process,
@@ -124,7 +137,10 @@ pub fn prepare(
     let mut keep = Vec::new();
     prepared.namespaces.descriptors(&mut keep);
     keep.extend(prepared.root.descriptor());
-    prepared.mounts.iter().for_each(|mount| mount.descriptors(&mut keep));
+    prepared
+        .mounts
+        .iter()
+        .for_each(|mount| mount.descriptors(&mut keep));
     keep.extend(prepared.stdio.iter().map(AsRawFd::as_raw_fd));
     prepared.keep = keep;
     Ok(prepared)
@@ -143,7 +159,10 @@ fn hostname(plan: &LaunchPlan, namespaces: &Namespaces) -> Result<Option<CString
         return Ok(None);
     }
     if !namespaces.has_own_uts() {
-        return Err(Error::plan("hostname", "it would be set in a uts namespace that is not the container's own"));
+        return Err(Error::plan(
+            "hostname",
+            "it would be set in a uts namespace that is not the container's own",
+        ));
     }
     plan::field("hostname", plan.hostname.as_str()).map(Some)
 }
@@ -157,7 +176,9 @@ fn sysctls(plan: &LaunchPlan) -> Result<Vec<(CString, CString)>, Error> {
         .into_iter()
         .map(|(key, value)| {
             let field = format!("sysctls[{key:?}]");
-            let slash_first = key.find(['.', '/']).is_some_and(|at| key.get(at..=at) == Some("/"));
+            let slash_first = key
+                .find(['.', '/'])
+                .is_some_and(|at| key.get(at..=at) == Some("/"));
             let path = if slash_first {
                 key.clone()
             } else {
@@ -172,7 +193,10 @@ fn sysctls(plan: &LaunchPlan) -> Result<Vec<(CString, CString)>, Error> {
             if path.split('/').any(|name| matches!(name, "" | "." | "..")) {
                 return Err(Error::plan(field, "it is not the name of a sysctl"));
             }
-            Ok((plan::field(&field, format!("sys/{path}"))?, plan::field(&field, value.as_str())?))
+            Ok((
+                plan::field(&field, format!("sys/{path}"))?,
+                plan::field(&field, value.as_str())?,
+            ))
         })
         .collect()
 }

@@ -67,7 +67,11 @@ pub fn prepare(process: &proto::Process) -> Result<Prepared, Error> {
         cwd: plan::path("process.cwd", cwd)?,
         uid: Uid::from_raw(id("process.uid", process.uid)?),
         gid: Gid::from_raw(id("process.gid", process.gid)?),
-        groups: process.groups.iter().map(|group| id("process.groups", *group).map(Gid::from_raw)).collect::<Result<_, _>>()?,
+        groups: process
+            .groups
+            .iter()
+            .map(|group| id("process.groups", *group).map(Gid::from_raw))
+            .collect::<Result<_, _>>()?,
         capabilities: capabilities(process.capabilities.as_ref()),
         no_new_privs: process.no_new_privs,
         seccomp,
@@ -99,7 +103,11 @@ fn candidates(command: &str, env: &[Vec<u8>]) -> Result<Vec<CString>, Error> {
         return Ok(vec![plan::field("process.args", command)?]);
     }
     // The last one wins, as for most programs that read their environment.
-    let path = env.iter().rev().find_map(|entry| entry.strip_prefix(b"PATH=")).unwrap_or(DEFAULT_PATH);
+    let path = env
+        .iter()
+        .rev()
+        .find_map(|entry| entry.strip_prefix(b"PATH="))
+        .unwrap_or(DEFAULT_PATH);
     path.split(|byte| *byte == b':')
         .filter(|folder| folder.first() == Some(&b'/'))
         .map(|folder| plan::field("process.env", [folder, b"/", command.as_bytes()].concat()))
@@ -109,14 +117,20 @@ fn candidates(command: &str, env: &[Vec<u8>]) -> Result<Vec<CString>, Error> {
 /// What this process does not hold itself it cannot give: "privileged" means the
 /// capabilities one has.
 fn capabilities(wanted: Option<&proto::Capabilities>) -> Capabilities {
-    let Some(wanted) = wanted else { return Capabilities::default() };
+    let Some(wanted) = wanted else {
+        return Capabilities::default();
+    };
     let held = capability::get().map_or(0, |sets| sets.permitted) & capability::bounding();
     let permitted = wanted.permitted & held;
     // What is inheritable must be in the bounding set, for it is dropped first.
     let inheritable = wanted.inheritable & held & wanted.bounding;
     Capabilities {
         bounding: wanted.bounding & held,
-        sets: capability::Sets { effective: wanted.effective & permitted, permitted, inheritable },
+        sets: capability::Sets {
+            effective: wanted.effective & permitted,
+            permitted,
+            inheritable,
+        },
         ambient: wanted.ambient & permitted & inheritable,
     }
 }
@@ -141,21 +155,36 @@ fn limit(limit: &Rlimit) -> Result<(Resource, u32, rustix::process::Rlimit), Err
         (libc::RLIMIT_RTTIME, Resource::Rttime),
     ];
     let found = RESOURCES.iter().find(|(number, _)| *number == limit.resource);
-    let (number, resource) = *found
-        .ok_or_else(|| Error::plan("process.rlimits", format!("resource {} is unknown", limit.resource)))?;
+    let (number, resource) = *found.ok_or_else(|| {
+        Error::plan(
+            "process.rlimits",
+            format!("resource {} is unknown", limit.resource),
+        )
+    })?;
     if limit.soft > limit.hard {
-        let reason = format!("resource {number}: soft {} is above hard {}", limit.soft, limit.hard);
+        let reason = format!(
+            "resource {number}: soft {} is above hard {}",
+            limit.soft, limit.hard
+        );
         return Err(Error::plan("process.rlimits", reason));
     }
     let value = |value| (value != u64::MAX).then_some(value);
-    Ok((resource, number, rustix::process::Rlimit { current: value(limit.soft), maximum: value(limit.hard) }))
+    Ok((
+        resource,
+        number,
+        rustix::process::Rlimit {
+            current: value(limit.soft),
+            maximum: value(limit.hard),
+        },
+    ))
 }
 
 fn oom_score_adj(wanted: Option<i32>) -> Result<Option<i32>, Error> {
     match wanted {
-        Some(score) if !(-1000..=1000).contains(&score) => {
-            Err(Error::plan("process.oom_score_adj", format!("{score} is not within -1000 and 1000")))
-        }
+        Some(score) if !(-1000..=1000).contains(&score) => Err(Error::plan(
+            "process.oom_score_adj",
+            format!("{score} is not within -1000 and 1000"),
+        )),
         wanted => Ok(wanted),
     }
 }
@@ -177,7 +206,10 @@ fn labels(process: &proto::Process) -> Result<(Option<CString>, Option<CString>)
     if !profile.is_empty() {
         let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled");
         if enabled.is_ok_and(|text| text.starts_with(b"Y")) {
-            apparmor = Some(plan::field("process.apparmor_profile", format!("exec {profile}"))?);
+            apparmor = Some(plan::field(
+                "process.apparmor_profile",
+                format!("exec {profile}"),
+            )?);
         } else if profile != "unconfined" {
             let reason = format!("{profile:?} cannot be applied: the kernel has no AppArmor, or it is off");
             return Err(Error::plan("process.apparmor_profile", reason));
@@ -186,11 +218,16 @@ fn labels(process: &proto::Process) -> Result<(Option<CString>, Option<CString>)
     let mut selinux = None;
     if !process.selinux_label.is_empty() {
         if !Path::new("/sys/fs/selinux/enforce").exists() {
-            let reason =
-                format!("{:?} cannot be applied: the kernel has no SELinux, or it is off", process.selinux_label);
+            let reason = format!(
+                "{:?} cannot be applied: the kernel has no SELinux, or it is off",
+                process.selinux_label
+            );
             return Err(Error::plan("process.selinux_label", reason));
         }
-        selinux = Some(plan::field("process.selinux_label", process.selinux_label.as_str())?);
+        selinux = Some(plan::field(
+            "process.selinux_label",
+            process.selinux_label.as_str(),
+        )?);
     }
     Ok((apparmor, selinux))
 }
@@ -202,7 +239,10 @@ mod tests {
     fn names(command: &str, env: &[&str]) -> Vec<String> {
         let env: Vec<_> = env.iter().map(|entry| entry.as_bytes().to_vec()).collect();
         let found = candidates(command, &env).unwrap();
-        found.into_iter().map(|name| name.into_string().unwrap()).collect()
+        found
+            .into_iter()
+            .map(|name| name.into_string().unwrap())
+            .collect()
     }
 
     #[test]
@@ -217,14 +257,51 @@ mod tests {
     #[test]
     fn wrong_processes_are_refused() {
         let wrong = |process: proto::Process| prepare(&process).unwrap_err().to_string();
-        let good = || proto::Process { args: vec!["x".into()], ..Default::default() };
+        let good = || proto::Process {
+            args: vec!["x".into()],
+            ..Default::default()
+        };
         assert!(wrong(proto::Process::default()).contains("no command"));
-        assert!(wrong(proto::Process { cwd: "a".into(), ..good() }).contains("absolute"));
-        assert!(wrong(proto::Process { uid: u32::MAX, ..good() }).contains("process.uid"));
-        assert!(wrong(proto::Process { seccomp: vec![1; 9], ..good() }).contains("9 bytes"));
-        assert!(wrong(proto::Process { oom_score_adj: Some(-2000), ..good() }).contains("-2000"));
-        assert!(wrong(proto::Process { env: vec![b"A=\0".to_vec()], ..good() }).contains("NUL"));
-        let rlimits = vec![Rlimit { resource: 99, soft: 1, hard: 1 }];
+        assert!(
+            wrong(proto::Process {
+                cwd: "a".into(),
+                ..good()
+            })
+            .contains("absolute")
+        );
+        assert!(
+            wrong(proto::Process {
+                uid: u32::MAX,
+                ..good()
+            })
+            .contains("process.uid")
+        );
+        assert!(
+            wrong(proto::Process {
+                seccomp: vec![1; 9],
+                ..good()
+            })
+            .contains("9 bytes")
+        );
+        assert!(
+            wrong(proto::Process {
+                oom_score_adj: Some(-2000),
+                ..good()
+            })
+            .contains("-2000")
+        );
+        assert!(
+            wrong(proto::Process {
+                env: vec![b"A=\0".to_vec()],
+                ..good()
+            })
+            .contains("NUL")
+        );
+        let rlimits = vec![Rlimit {
+            resource: 99,
+            soft: 1,
+            hard: 1,
+        }];
         assert!(wrong(proto::Process { rlimits, ..good() }).contains("99"));
     }
 }

@@ -5,7 +5,10 @@ use std::convert::Infallible;
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
-use rustix::thread::{set_keep_capabilities, set_name, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    set_keep_capabilities, set_name, set_no_new_privs, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
+};
 
 use crate::sys::clone::exit;
 use crate::sys::{capability, descriptor, signal};
@@ -37,7 +40,10 @@ fn walk(socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Walk<Infallible> {
     capability::limit_bounding(0).at(Step::Bounding)?;
     set_keep_capabilities(false).at(Step::Uid)?;
     set_thread_groups(&[]).at(Step::Groups)?;
-    let (uid, gid) = (rustix::process::Uid::from_raw(NOBODY), rustix::process::Gid::from_raw(NOBODY));
+    let (uid, gid) = (
+        rustix::process::Uid::from_raw(NOBODY),
+        rustix::process::Gid::from_raw(NOBODY),
+    );
     set_thread_res_gid(gid, gid, gid).at(Step::Gid)?;
     set_thread_res_uid(uid, uid, uid).at(Step::Uid)?;
     identity::make_undumpable()?;

@@ -87,7 +87,10 @@ pub struct Detail {
 
 impl Detail {
     const MAX: usize = 112;
-    pub const NONE: Self = Self { bytes: [0; Self::MAX], length: 0 };
+    pub const NONE: Self = Self {
+        bytes: [0; Self::MAX],
+        length: 0,
+    };
 
     pub fn new(text: &[u8]) -> Self {
         let mut detail = Self::NONE;
@@ -123,7 +126,12 @@ pub type Walk<T> = Result<T, Failure>;
 
 impl Failure {
     pub fn new(step: Step, errno: Errno) -> Self {
-        Self { step, index: 0, errno, detail: Detail::NONE }
+        Self {
+            step,
+            index: 0,
+            errno,
+            detail: Detail::NONE,
+        }
     }
 
     /// The exit code that shells and runtimes use for it.
@@ -174,7 +182,10 @@ impl<T> At<T> for Result<T, Errno> {
 
     fn at_index(self, step: Step, index: usize) -> Walk<T> {
         let index = u16::try_from(index).unwrap_or(u16::MAX);
-        self.map_err(|errno| Failure { index, ..Failure::new(step, errno) })
+        self.map_err(|errno| Failure {
+            index,
+            ..Failure::new(step, errno)
+        })
     }
 }
 
@@ -185,8 +196,11 @@ mod tests {
     #[test]
     fn failures_survive_the_channel() {
         for step in Step::ALL {
-            let failure =
-                Failure { index: 513, detail: Detail::new(b"why"), ..Failure::new(*step, Errno::NOENT) };
+            let failure = Failure {
+                index: 513,
+                detail: Detail::new(b"why"),
+                ..Failure::new(*step, Errno::NOENT)
+            };
             let mut buffer = [0; Failure::ENCODED];
             let length = failure.encode(&mut buffer);
             let back = Failure::decode(&buffer[..length]).unwrap();

@@ -66,7 +66,14 @@ struct Query {
 fn bpf<T>(command: libc::c_int, attribute: &mut T) -> Result<libc::c_long, Errno> {
     // SAFETY: `attribute` is the command's part of union bpf_attr, of the size given;
     // the callers keep alive what it points to.
-    check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attribute), size_of::<T>()) })
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attribute),
+            size_of::<T>(),
+        )
+    })
 }
 
 fn number(fd: BorrowedFd<'_>) -> u32 {

@@ -37,7 +37,10 @@ pub struct Sets {
 /// # Errors
 /// Those of capget(2).
 pub fn get() -> Result<Sets, Errno> {
-    let mut header = Header { version: VERSION, pid: 0 };
+    let mut header = Header {
+        version: VERSION,
+        pid: 0,
+    };
     let mut halves = [Half::default(); 2];
     // SAFETY: version 3 means two halves; both structures live across the call.
     check(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, halves.as_mut_ptr()) })?;
@@ -54,7 +57,10 @@ pub fn get() -> Result<Sets, Errno> {
 /// # Errors
 /// EPERM when a set is asked that the thread may not have.
 pub fn set(sets: Sets) -> Result<(), Errno> {
-    let mut header = Header { version: VERSION, pid: 0 };
+    let mut header = Header {
+        version: VERSION,
+        pid: 0,
+    };
     let low = |set: u64| (set & u64::from(u32::MAX)).try_into().unwrap_or(0);
     let high = |set: u64| (set >> 32).try_into().unwrap_or(0);
     let halves = [

@@ -35,13 +35,17 @@ pub fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked,
     }
     // SAFETY: without CLONE_VM the child has its own copy of memory and stack, as
     // after fork; `args` and `pidfd` live across the call.
-    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
     if pid == 0 {
         return Ok(Forked::Child);
     }
     // SAFETY: the kernel wrote a new descriptor of this process, owned by nobody else.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    Ok(Forked::Parent { pid: i32::try_from(pid).map_err(|_| Errno::OVERFLOW)?, pidfd })
+    Ok(Forked::Parent {
+        pid: i32::try_from(pid).map_err(|_| Errno::OVERFLOW)?,
+        pidfd,
+    })
 }
 
 /// linux/sched.h, Linux 5.7.

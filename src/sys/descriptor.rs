@@ -15,7 +15,9 @@ pub fn install(fd: BorrowedFd<'_>, number: RawFd) -> Result<(), Errno> {
     if fd.as_raw_fd() == number {
         // dup3 refuses equal numbers; only the flag is to be cleared.
         // SAFETY: F_SETFD takes an integer.
-        check(libc::c_long::from(unsafe { libc::fcntl(number, libc::F_SETFD, 0) }))?;
+        check(libc::c_long::from(unsafe {
+            libc::fcntl(number, libc::F_SETFD, 0)
+        }))?;
         return Ok(());
     }
     // SAFETY: takes integers. A descriptor that somebody owns as `number` now means

@@ -31,7 +31,9 @@ impl Strings {
 impl std::fmt::Debug for Strings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Environments hold secrets: only the number is shown.
-        f.debug_struct("Strings").field("count", &self.owned.len()).finish()
+        f.debug_struct("Strings")
+            .field("count", &self.owned.len())
+            .finish()
     }
 }
 

@@ -21,11 +21,17 @@ use rustix::io::Errno;
 
 /// The error of the C library call that just returned -1.
 pub(crate) fn last_errno() -> Errno {
-    let raw = std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    let raw = std::io::Error::last_os_error()
+        .raw_os_error()
+        .unwrap_or(libc::EIO);
     Errno::from_raw_os_error(raw)
 }
 
 /// A system call's return value as a result.
 pub(crate) fn check(returned: libc::c_long) -> Result<libc::c_long, Errno> {
-    if returned < 0 { Err(last_errno()) } else { Ok(returned) }
+    if returned < 0 {
+        Err(last_errno())
+    } else {
+        Ok(returned)
+    }
 }

@@ -45,7 +45,11 @@ pub fn unshare(kinds: u64) -> Result<(), Errno> {
 pub fn new_session_keyring() -> Result<(), Errno> {
     // SAFETY: a null name asks for an anonymous keyring.
     check(unsafe {
-        libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+        libc::syscall(
+            libc::SYS_keyctl,
+            libc::KEYCTL_JOIN_SESSION_KEYRING,
+            std::ptr::null::<libc::c_char>(),
+        )
     })?;
     Ok(())
 }

@@ -65,8 +65,14 @@ impl Program {
 /// EINVAL when the kernel was built without seccomp.
 pub fn probe() -> Result<(), Errno> {
     // SAFETY: a null program makes the kernel answer EFAULT when filters are supported.
-    let returned =
-        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, std::ptr::null::<u8>()) };
+    let returned = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            std::ptr::null::<u8>(),
+        )
+    };
     match check(returned) {
         Err(Errno::FAULT) | Ok(_) => Ok(()),
         Err(errno) => Err(errno),

@@ -40,7 +40,11 @@ pub struct Container {
 }
 
 pub fn mount(kind: mount::Kind, target: &str) -> Mount {
-    Mount { kind: kind.into(), target: target.into(), ..Mount::default() }
+    Mount {
+        kind: kind.into(),
+        target: target.into(),
+        ..Mount::default()
+    }
 }
 
 pub fn bind(source: &Path, target: &str) -> Mount {
@@ -68,7 +72,13 @@ pub fn process(script: &str) -> Process {
 }
 
 fn device(path: &str, minor: u32) -> Device {
-    Device { path: path.into(), major: 1, minor, mode: 0o666, ..Device::default() }
+    Device {
+        path: path.into(),
+        major: 1,
+        minor,
+        mode: 0o666,
+        ..Device::default()
+    }
 }
 
 /// A layer with busybox under all its names that tests use.
@@ -77,7 +87,9 @@ pub fn layer(at: &Path) {
         std::fs::create_dir_all(at.join(folder)).unwrap();
     }
     std::fs::copy("/bin/busybox", at.join("bin/busybox")).unwrap();
-    for name in ["sh", "cat", "ls", "sleep", "mount", "readlink", "id", "stat", "true"] {
+    for name in [
+        "sh", "cat", "ls", "sleep", "mount", "readlink", "id", "stat", "true",
+    ] {
         std::os::unix::fs::symlink("busybox", at.join("bin").join(name)).unwrap();
     }
     std::fs::write(at.join("bin/not-executable"), "x").unwrap();
@@ -107,7 +119,9 @@ impl Container {
             namespace::Kind::Cgroup,
         ];
         let mut pts = mount(mount::Kind::Devpts, "/dev/pts");
-        pts.data = ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"].map(String::from).to_vec();
+        pts.data = ["newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]
+            .map(String::from)
+            .to_vec();
         let mut dev = mount(mount::Kind::Tmpfs, "/dev");
         dev.data = ["mode=755", "size=65536k"].map(String::from).to_vec();
         dev.attr_set = 2;
@@ -119,14 +133,31 @@ impl Container {
                 work: text("work"),
                 ..Rootfs::default()
             }),
-            namespaces: kinds.map(|kind| Namespace { kind: kind.into(), path: String::new() }).to_vec(),
+            namespaces: kinds
+                .map(|kind| Namespace {
+                    kind: kind.into(),
+                    path: String::new(),
+                })
+                .to_vec(),
             mounts: vec![
-                Mount { attr_set: 14, ..mount(mount::Kind::Proc, "/proc") },
+                Mount {
+                    attr_set: 14,
+                    ..mount(mount::Kind::Proc, "/proc")
+                },
                 dev,
                 pts,
-                Mount { attr_set: 14, ..mount(mount::Kind::Mqueue, "/dev/mqueue") },
-                Mount { attr_set: 15, ..mount(mount::Kind::Sysfs, "/sys") },
-                Mount { attr_set: 15, ..mount(mount::Kind::Cgroup, "/sys/fs/cgroup") },
+                Mount {
+                    attr_set: 14,
+                    ..mount(mount::Kind::Mqueue, "/dev/mqueue")
+                },
+                Mount {
+                    attr_set: 15,
+                    ..mount(mount::Kind::Sysfs, "/sys")
+                },
+                Mount {
+                    attr_set: 15,
+                    ..mount(mount::Kind::Cgroup, "/sys/fs/cgroup")
+                },
             ],
             devices: vec![device("/dev/null", 3), device("/dev/zero", 5)],
             process: Some(process(script)),
@@ -136,7 +167,11 @@ impl Container {
             }),
             ..LaunchPlan::default()
         };
-        Self { folder, plan, way: Way::Newest }
+        Self {
+            folder,
+            plan,
+            way: Way::Newest,
+        }
     }
 
     pub fn at(&self, name: &str) -> PathBuf {
@@ -149,7 +184,11 @@ impl Container {
 
     pub fn create(&self) -> Result<Running, Error> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let stdio = Stdio { stdin: null(), stdout: write.try_clone().unwrap(), stderr: write };
+        let stdio = Stdio {
+            stdin: null(),
+            stdout: write.try_clone().unwrap(),
+            stderr: write,
+        };
         let init = create_by(&self.plan, &self.at("bundle"), stdio, self.way)?;
         Ok(Running { init, output: read })
     }
@@ -184,19 +223,31 @@ impl Container {
         let path = &self.plan.cgroup.as_ref().unwrap().path;
         let parent = path.rsplit_once('/').unwrap().0;
         let layout = cgroup::Layout::detect().unwrap();
-        let folders = layout.hierarchies.iter().flat_map(|h| [h.folder(path), h.folder(parent)]);
+        let folders = layout
+            .hierarchies
+            .iter()
+            .flat_map(|h| [h.folder(path), h.folder(parent)]);
         folders.filter(|folder| folder.exists()).collect()
     }
 }
 
 pub fn null() -> OwnedFd {
-    std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap().into()
+    std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .unwrap()
+        .into()
 }
 
 /// The exit code of a child of ours, as shells say it.
 pub fn wait(pidfd: &OwnedFd) -> i32 {
-    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
-    status.exit_status().unwrap_or_else(|| 128 + status.terminating_signal().unwrap())
+    let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
+        .unwrap()
+        .unwrap();
+    status
+        .exit_status()
+        .unwrap_or_else(|| 128 + status.terminating_signal().unwrap())
 }
 
 pub fn read_all(from: &OwnedFd) -> String {
@@ -234,8 +285,15 @@ impl Running {
 
     pub fn try_exec(&self, id: &str, process: &Process) -> Result<(ExecProcess, OwnedFd), Error> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let stdio = Stdio { stdin: null(), stdout: write.try_clone().unwrap(), stderr: write };
-        let target = ExecTarget { pidfd: self.init.pidfd.as_fd(), cgroup: &self.init.cgroup };
+        let stdio = Stdio {
+            stdin: null(),
+            stdout: write.try_clone().unwrap(),
+            stderr: write,
+        };
+        let target = ExecTarget {
+            pidfd: self.init.pidfd.as_fd(),
+            cgroup: &self.init.cgroup,
+        };
         exec(&target, process, id, stdio).map(|started| (started, read))
     }
 

@@ -37,7 +37,10 @@ fn no_descriptor_leaks_into_a_container() {
     assert_eq!(container.run(), ("0\n1\n2\n3\n".into(), 0));
     let running = Container::new("echo up; sleep 100").start();
     assert_eq!(running.line(), "up");
-    assert_eq!(running.exec("fds", "ls -1 /proc/self/fd/"), ("0\n1\n2\n3\n".into(), 0));
+    assert_eq!(
+        running.exec("fds", "ls -1 /proc/self/fd/"),
+        ("0\n1\n2\n3\n".into(), 0)
+    );
 }
 
 #[test]
@@ -56,7 +59,10 @@ fn the_host_s_mount_table_does_not_change() {
     assert!(inside.lines().next().unwrap().contains(" / / rw"), "{inside}");
     // Nothing of the host, and no peer of a group outside.
     assert_eq!(inside.matches(" / / ").count(), 1, "{inside}");
-    assert!(!inside.contains("shared:") && !inside.contains("master:"), "{inside}");
+    assert!(
+        !inside.contains("shared:") && !inside.contains("master:"),
+        "{inside}"
+    );
 }
 
 #[test]
@@ -86,13 +92,22 @@ fn a_pid_namespace_is_shared_with_a_sandbox_init_that_reaps() {
 
     let script = "busybox ps -o pid,comm,args; (sleep 0 & exec true); exit 3";
     let mut container = Container::new(script);
-    container.plan.namespaces.retain(|namespace| namespace.kind() != namespace::Kind::Pid);
-    container.plan.namespaces.push(Namespace { kind: namespace::Kind::Pid.into(), path: path.clone() });
+    container
+        .plan
+        .namespaces
+        .retain(|namespace| namespace.kind() != namespace::Kind::Pid);
+    container.plan.namespaces.push(Namespace {
+        kind: namespace::Kind::Pid.into(),
+        path: path.clone(),
+    });
     let before = std::fs::read_link("/proc/thread-self/ns/pid_for_children").unwrap();
     let (text, code) = container.run();
     assert_eq!(code, 3, "{text}");
     assert!(text.contains("1 berth-sandbox"), "{text}");
-    assert_eq!(std::fs::read_link("/proc/thread-self/ns/pid_for_children").unwrap(), before);
+    assert_eq!(
+        std::fs::read_link("/proc/thread-self/ns/pid_for_children").unwrap(),
+        before
+    );
 
     let status = std::fs::read_to_string(format!("/proc/{}/status", init.init.pid)).unwrap();
     assert!(status.contains("CapEff:\t0000000000000000") && status.contains("CapBnd:\t0000000000000000"));
@@ -116,7 +131,10 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
         container.fail().0
     };
     let user = |c: &mut Container| {
-        c.plan.namespaces.push(Namespace { kind: namespace::Kind::User.into(), path: String::new() });
+        c.plan.namespaces.push(Namespace {
+            kind: namespace::Kind::User.into(),
+            path: String::new(),
+        });
     };
     assert!(text(user).contains("user namespaces"));
     assert!(text(|c| c.plan.namespaces.clear()).contains("mount namespace"));
@@ -124,7 +142,11 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
     assert!(text(|c| c.process().apparmor_profile = "berth-none".into()).contains("AppArmor"));
     assert!(text(|c| c.process().selinux_label = "a:b:c:d".into()).contains("SELinux"));
     assert!(text(|c| c.plan.cgroup.as_mut().unwrap().path = "/a/../b".into()).contains("component"));
-    let missing = |c: &mut Container| c.plan.mounts.push(super::harness::bind("/no/such/file".as_ref(), "/x"));
+    let missing = |c: &mut Container| {
+        c.plan
+            .mounts
+            .push(super::harness::bind("/no/such/file".as_ref(), "/x"))
+    };
     assert!(text(missing).contains("\"/x\" (from \"/no/such/file\")"));
     let option = |c: &mut Container| {
         let mut tmpfs = mount(Kind::Tmpfs, "/t");
@@ -132,7 +154,10 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
         c.plan.mounts.push(tmpfs);
     };
     let words = text(option);
-    assert!(words.contains("\"/t\"") && words.contains("no-such-option"), "{words}");
+    assert!(
+        words.contains("\"/t\"") && words.contains("no-such-option"),
+        "{words}"
+    );
     let sysctl = |c: &mut Container| drop(c.plan.sysctls.insert("net.no.such".into(), "1".into()));
     assert!(text(sysctl).contains("net.no.such=1"));
 }

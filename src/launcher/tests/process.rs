@@ -5,8 +5,13 @@ use super::harness::{Container, DEFAULT_CAPABILITIES, possible, read_all};
 use crate::proto::plan::{Capabilities, Rlimit};
 
 fn field(text: &str, key: &str) -> String {
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-    line.unwrap_or_else(|| panic!("no {key} in {text}")).split_whitespace().collect::<Vec<_>>().join(" ")
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("no {key} in {text}"))
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[test]
@@ -76,8 +81,13 @@ fn all_capabilities_are_those_that_are_held() {
     }
     let mut container = Container::new("cat /proc/self/status");
     let all = u64::MAX;
-    container.process().capabilities =
-        Some(Capabilities { bounding: all, effective: all, permitted: all, inheritable: all, ambient: 0 });
+    container.process().capabilities = Some(Capabilities {
+        bounding: all,
+        effective: all,
+        permitted: all,
+        inheritable: all,
+        ambient: 0,
+    });
     let (text, _) = container.run();
     let held = crate::sys::capability::get().unwrap().permitted & crate::sys::capability::bounding();
     assert_eq!(field(&text, "CapEff"), format!("{held:016x}"));
@@ -118,7 +128,10 @@ fn seccomp_is_loaded_with_and_without_no_new_privs() {
         container.process().no_new_privs = no_new_privs;
         let (text, _) = container.run();
         assert_eq!(field(&text, "Seccomp"), "2");
-        assert!(text.contains("Operation not permitted") && text.contains("code 1"), "{text}");
+        assert!(
+            text.contains("Operation not permitted") && text.contains("code 1"),
+            "{text}"
+        );
     }
     let mut container = Container::new("true");
     container.process().seccomp = vec![0xff; 16];
@@ -134,13 +147,21 @@ fn limits_are_set_and_clamped() {
     }
     let mut container = Container::new("ulimit -n; ulimit -Hn; cat /proc/self/oom_score_adj");
     let soft = 77;
-    container.process().rlimits = vec![Rlimit { resource: libc::RLIMIT_NOFILE, soft, hard: u64::MAX >> 1 }];
+    container.process().rlimits = vec![Rlimit {
+        resource: libc::RLIMIT_NOFILE,
+        soft,
+        hard: u64::MAX >> 1,
+    }];
     container.process().oom_score_adj = Some(-999);
     let (text, code) = container.run();
     let lines: Vec<_> = text.lines().collect();
     assert_eq!((lines[0], code), ("77", 0), "{text}");
     // With CAP_SYS_RESOURCE what was asked, without it the lowest that is allowed.
-    let own: i32 = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap().trim().parse().unwrap();
+    let own: i32 = std::fs::read_to_string("/proc/self/oom_score_adj")
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
     let got: i32 = lines[2].parse().unwrap();
     assert!((-999..=own).contains(&got), "{got}");
 
@@ -166,7 +187,10 @@ fn commands_that_cannot_be_executed_have_their_codes() {
         container.process().args = vec![command.into()];
         let (text, got) = container.fail();
         assert_eq!(got, code, "{command}: {text}");
-        assert!(text.starts_with("execute") && text.contains(command) && text.contains(words), "{text}");
+        assert!(
+            text.starts_with("execute") && text.contains(command) && text.contains(words),
+            "{text}"
+        );
     }
     let mut container = Container::new("");
     container.process().args = vec!["echo-by-path".into(), "found".into()];
@@ -210,7 +234,10 @@ fn a_terminal_is_the_container_s_own() {
     running.init.start().unwrap();
     let text = read_all(&master).replace("\r\n", "\n");
     // 3 is the folder that ls lists.
-    assert_eq!(text, "/dev/pts/0\n1000 88:0\n1000\n40 100\n0\n1\n2\n3\nto-tty\ntty\n");
+    assert_eq!(
+        text,
+        "/dev/pts/0\n1000 88:0\n1000\n40 100\n0\n1\n2\n3\nto-tty\ntty\n"
+    );
     assert_eq!(running.wait(), 0);
 }
 

@@ -10,18 +10,30 @@ fn dev_and_the_usual_mounts_are_there() {
     if !possible() {
         return;
     }
-    let script = "stat -c '%F %t:%T %a' /dev/null /dev/zero; readlink /dev/fd /dev/stdin /dev/ptmx; \
+    let script = "stat -c '%F %t:%T %a' /dev/null /dev/zero; readlink /dev/fd; readlink /dev/stdin; readlink /dev/ptmx; \
                   mount; ls -1 /sys/fs/cgroup; echo x > /dev/null && cat /dev/null; ls -d /dev/console";
     let (text, _) = Container::new(script).run();
-    assert!(text.contains("character special file 1:3 666\ncharacter special file 1:5 666\n"), "{text}");
-    assert!(text.contains("/proc/self/fd\n/proc/self/fd/0\npts/ptmx\n"), "{text}");
-    for line in ["proc on /proc type proc (rw,nosuid,nodev,noexec", "devpts on /dev/pts", "on /dev/mqueue"] {
+    assert!(
+        text.contains("character special file 1:3 666\ncharacter special file 1:5 666\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("/proc/self/fd\n/proc/self/fd/0\npts/ptmx\n"),
+        "{text}"
+    );
+    for line in [
+        "proc on /proc type proc (rw,nosuid,nodev,noexec",
+        "devpts on /dev/pts",
+        "on /dev/mqueue",
+    ] {
         assert!(text.contains(line), "{line}: {text}");
     }
     assert!(text.contains("sysfs on /sys type sysfs (ro"), "{text}");
     assert!(text.contains("console: No such file"), "{text}");
     if !crate::cgroup::Layout::detect().unwrap().is_pure_v2() {
-        assert!(text.contains("\nmemory\n") && text.contains("cgroup on /sys/fs/cgroup/memory type cgroup (ro"));
+        assert!(
+            text.contains("\nmemory\n") && text.contains("cgroup on /sys/fs/cgroup/memory type cgroup (ro")
+        );
     }
 }
 
@@ -40,8 +52,14 @@ fn paths_are_masked_and_read_only() {
     std::fs::write(layer.join("secret/file"), "secret").unwrap();
     std::fs::write(layer.join("folder/inner"), "secret").unwrap();
     let strings = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect();
-    container.plan.masked_paths =
-        strings(&["/secret/file", "/folder", "/proc/keys", "/proc/acpi", "/sys/firmware", "/no/such"]);
+    container.plan.masked_paths = strings(&[
+        "/secret/file",
+        "/folder",
+        "/proc/keys",
+        "/proc/acpi",
+        "/sys/firmware",
+        "/no/such",
+    ]);
     container.plan.readonly_paths = strings(&["/proc/sys", "/frozen", "/proc/none"]);
     let (text, _) = container.run();
     assert!(!text.contains("secret\n") && !text.contains("inner"), "{text}");
@@ -71,7 +89,10 @@ fn a_read_only_root_still_gets_its_mount_points() {
     container.plan.rootfs.as_mut().unwrap().readonly = true;
     container.process().cwd = "/work/here".into();
     let volume = tempfile::tempdir().unwrap();
-    container.plan.mounts.push(super::harness::bind(volume.path(), "/data"));
+    container
+        .plan
+        .mounts
+        .push(super::harness::bind(volume.path(), "/data"));
     let (text, code) = container.run();
     assert_eq!(code, 0);
     assert!(text.contains("refused\nok\n/work/here\n"), "{text}");
@@ -85,7 +106,10 @@ fn a_hundred_layers_and_the_old_way() {
     for way in [Way::Newest, Way::Legacy] {
         let mut container = Container::new("cat /n1 /n50 /n100; echo x > /made; mount | busybox grep ' / '");
         container.way = way;
-        let layers = (2..=100).rev().map(|n| container.at(&format!("layers/{n}"))).collect::<Vec<_>>();
+        let layers = (2..=100)
+            .rev()
+            .map(|n| container.at(&format!("layers/{n}")))
+            .collect::<Vec<_>>();
         for (n, layer) in (2..=100).rev().zip(&layers) {
             std::fs::create_dir_all(layer).unwrap();
             std::fs::write(layer.join(format!("n{n}")), format!("{n}\n")).unwrap();
@@ -97,7 +121,10 @@ fn a_hundred_layers_and_the_old_way() {
         container.plan.rootfs.as_mut().unwrap().lower = lower;
         let (text, code) = container.run();
         assert_eq!(code, 0, "{text}");
-        assert!(text.starts_with("1\n50\n100\n") && text.contains("overlay on / "), "{text}");
+        assert!(
+            text.starts_with("1\n50\n100\n") && text.contains("overlay on / "),
+            "{text}"
+        );
         assert!(container.at("upper/made").exists());
     }
 }
@@ -130,8 +157,14 @@ fn a_link_in_the_place_of_dev_is_not_followed() {
     let mut container = Container::new("true");
     std::fs::remove_dir(container.at("layers/1/dev")).unwrap();
     std::os::unix::fs::symlink("/volume", container.at("layers/1/dev")).unwrap();
-    container.plan.mounts.retain(|mount| !mount.target.starts_with("/dev"));
-    container.plan.mounts.push(super::harness::bind(outside.path(), "/volume"));
+    container
+        .plan
+        .mounts
+        .retain(|mount| !mount.target.starts_with("/dev"));
+    container
+        .plan
+        .mounts
+        .push(super::harness::bind(outside.path(), "/volume"));
     let (text, _) = container.fail();
     assert!(text.contains("make device node \"/dev/null\""), "{text}");
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
@@ -143,7 +176,13 @@ fn sysctls_of_the_namespaces_are_written() {
         return;
     }
     let mut container = Container::new("cat /proc/sys/kernel/shmmni /proc/sys/net/ipv4/ip_forward");
-    container.plan.sysctls.insert("kernel.shmmni".into(), "777".into());
-    container.plan.sysctls.insert("net.ipv4.ip_forward".into(), "1".into());
+    container
+        .plan
+        .sysctls
+        .insert("kernel.shmmni".into(), "777".into());
+    container
+        .plan
+        .sysctls
+        .insert("net.ipv4.ip_forward".into(), "1".into());
     assert_eq!(container.run().0, "777\n1\n");
 }

@@ -25,7 +25,14 @@ impl Shared {
     }
 
     fn mount_later(&self) {
-        mount("later", self.path().join("later"), "tmpfs", MountFlags::empty(), None).unwrap();
+        mount(
+            "later",
+            self.path().join("later"),
+            "tmpfs",
+            MountFlags::empty(),
+            None,
+        )
+        .unwrap();
         std::fs::write(self.path().join("later/file"), "late\n").unwrap();
     }
 }
@@ -43,7 +50,11 @@ fn container(shared: &Shared, propagation: Propagation) -> Container {
     volume.propagation = propagation.into();
     container.plan.mounts.push(volume);
     let process = container.process().capabilities.as_mut().unwrap();
-    for set in [&mut process.bounding, &mut process.effective, &mut process.permitted] {
+    for set in [
+        &mut process.bounding,
+        &mut process.effective,
+        &mut process.permitted,
+    ] {
         // CAP_SYS_ADMIN, to mount.
         *set |= 1 << 21;
     }
@@ -60,7 +71,8 @@ fn arrives(propagation: Propagation) -> (bool, bool) {
     let (text, _) = running.exec("look", "cat /volume/later/file");
     let inwards = text == "late\n";
     std::fs::create_dir(shared.path().join("own")).unwrap();
-    let mut process = super::harness::process("mount -t tmpfs own /volume/own && echo own > /volume/own/file");
+    let mut process =
+        super::harness::process("mount -t tmpfs own /volume/own && echo own > /volume/own/file");
     process.capabilities = container.plan.process.as_ref().unwrap().capabilities;
     let (started, output) = running.try_exec("mount", &process).unwrap();
     let text = super::harness::read_all(&output);
@@ -108,7 +120,10 @@ fn files_and_folders_are_made_as_mount_points() {
     std::fs::write(source.path().join("file"), "content\n").unwrap();
     let mut container = Container::new("cat /new/place/file /run-link/deep/file");
     std::os::unix::fs::symlink("/run", container.at("layers/1/run-link")).unwrap();
-    container.plan.mounts.push(bind(&source.path().join("file"), "/new/place/file"));
+    container
+        .plan
+        .mounts
+        .push(bind(&source.path().join("file"), "/new/place/file"));
     container.plan.mounts.push(bind(source.path(), "/run-link/deep"));
     assert_eq!(container.run().0, "content\ncontent\n");
 }
