@@ -195,7 +195,7 @@ fn load_seccomp(process: &Prepared) -> Walk<()> {
 fn set_limits(process: &Prepared) -> Walk<()> {
     for (resource, number, wanted) in &process.limits {
         let index = usize::try_from(*number).unwrap_or(usize::MAX);
-        match setrlimit(*resource, wanted.clone()) {
+        match setrlimit(*resource, *wanted) {
             Err(Errno::PERM) => {
                 let mut limit = getrlimit(*resource);
                 let lower = |a: Option<u64>, b: Option<u64>| match (a, b) {

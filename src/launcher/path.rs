@@ -52,21 +52,20 @@ pub fn find_or_make(
     let mut wanted = Buffer::new();
     wanted.push(path.to_bytes())?;
     for _ in 0..MAX_LINKS {
-        match make(root, &mut wanted, leaf, resolve)? {
-            Made::Done(fd) => return Ok(fd),
-            Made::Link(next) => wanted = next,
+        if let Some(fd) = make(root, &mut wanted, leaf, resolve)? {
+            return Ok(fd);
         }
     }
     Err(Errno::LOOP)
 }
 
-enum Made {
-    Done(OwnedFd),
-    /// Start again with this path.
-    Link(Buffer),
-}
-
-fn make(root: BorrowedFd<'_>, path: &mut Buffer, leaf: Leaf, resolve: ResolveFlags) -> Result<Made, Errno> {
+/// None: a link was in the way, `path` is now the one behind it, and the walk starts again.
+fn make(
+    root: BorrowedFd<'_>,
+    path: &mut Buffer,
+    leaf: Leaf,
+    resolve: ResolveFlags,
+) -> Result<Option<OwnedFd>, Errno> {
     let mut folder = find(root, c"/", resolve)?;
     let mut done = 0;
     while let Some((start, end)) = path.component(done) {
@@ -92,7 +91,8 @@ fn make(root: BorrowedFd<'_>, path: &mut Buffer, leaf: Leaf, resolve: ResolveFla
                         })??;
                     }
                     Err(Errno::EXIST) if !resolve.contains(ResolveFlags::NO_SYMLINKS) => {
-                        return path.behind_link(&folder, start, end).map(Made::Link);
+                        *path = path.behind_link(&folder, start, end)?;
+                        return Ok(None);
                     }
                     Err(errno) => return Err(errno),
                 }
@@ -101,7 +101,7 @@ fn make(root: BorrowedFd<'_>, path: &mut Buffer, leaf: Leaf, resolve: ResolveFla
         }
         done = end;
     }
-    Ok(Made::Done(folder))
+    Ok(Some(folder))
 }
 
 /// A path on the stack, for nothing may be allocated here.

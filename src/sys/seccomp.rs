@@ -3,7 +3,7 @@
 
 use rustix::io::Errno;
 
-use super::{check, last_errno};
+use super::last_errno;
 
 /// A program as the kernel wants it: `struct sock_filter` one after the other.
 #[derive(Debug)]
@@ -56,25 +56,5 @@ impl Program {
             1.. => Err(Errno::SRCH),
             _ => Err(last_errno()),
         }
-    }
-}
-
-/// Whether the calling process may load filters at all.
-///
-/// # Errors
-/// EINVAL when the kernel was built without seccomp.
-pub fn probe() -> Result<(), Errno> {
-    // SAFETY: a null program makes the kernel answer EFAULT when filters are supported.
-    let returned = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            0,
-            std::ptr::null::<u8>(),
-        )
-    };
-    match check(returned) {
-        Err(Errno::FAULT) | Ok(_) => Ok(()),
-        Err(errno) => Err(errno),
     }
 }

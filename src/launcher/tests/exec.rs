@@ -9,7 +9,7 @@ fn an_exec_is_in_the_container_in_every_respect() {
     if !possible() {
         return;
     }
-    let running = Container::new("echo up; echo here > /tmp/mark; sleep 100").start();
+    let running = Container::new("echo here > /tmp/mark; echo up; sleep 100").start();
     assert_eq!(running.line(), "up");
     let script =
         "for n in pid net mnt ipc uts cgroup; do readlink /proc/self/ns/$n; done; cat /proc/self/cgroup";
