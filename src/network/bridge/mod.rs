@@ -111,10 +111,6 @@ impl Bridge {
     /// Connects the pod. Blocks. `record` is what to remember with the claim.
     /// Gives the pod's addresses, the primary one first.
     pub fn attach(&self, pod: &PodNetwork, record: &str) -> Result<Vec<IpAddr>, Error> {
-        // What an attempt that died has left would be in the way.
-        if self.store.network_attachment(&pod.id)?.is_some() {
-            self.detach(&pod.id)?;
-        }
         match self.connect(pod, record) {
             Ok(ips) => Ok(ips),
             Err(e) => {

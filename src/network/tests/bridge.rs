@@ -1,0 +1,323 @@
+//! The built-in bridge: addresses, reach, masquerade, order and disorder.
+
+use std::time::Instant;
+
+use super::*;
+use crate::{
+    kind::{HasKind, Kind},
+    network::{AttachmentKind, netns},
+};
+
+#[test]
+fn pods_reach_each_other_and_the_gateway() {
+    on_a_node(|node| {
+        let (a, b) = (node.pod(&id(1)), node.pod(&id(2)));
+        let attachment = node.run(node.network.attach(&a)).unwrap();
+        let bridge = node.bridge();
+        assert_eq!(
+            attachment.kind,
+            AttachmentKind::Bridge {
+                bridge: bridge.clone()
+            }
+        );
+        assert_eq!(node.network.attachment(&a.id).unwrap(), Some(attachment.clone()));
+        let (of_a, of_b) = (attachment.ips, node.attach(&b));
+        assert_eq!(of_a.len(), 2, "{of_a:?}");
+        assert!(of_a[0].is_ipv4() && of_a[1].is_ipv6());
+        let _servers = [
+            tcp_server(Some(&b.netns), "[::]:80", "b"),
+            tcp_server(None, "[::]:80", "node"),
+        ];
+        for (mine, theirs) in of_a.iter().zip(&of_b) {
+            let shown = if mine.is_ipv4() {
+                format!("::ffff:{mine}")
+            } else {
+                mine.to_string()
+            };
+            let asked = within(&a.netns, || ask(*theirs, 80)).unwrap();
+            assert_eq!(asked, format!("b {shown}"), "sources are seen as they are");
+            assert!(ask(*theirs, 80).unwrap().starts_with("b "), "from the node");
+        }
+        for line in ["ip -4 route show default", "ip -6 route show default"] {
+            let route = shell(&format!("nsenter --net={} {line}", a.netns.display()));
+            let gateway = ip(route.split_whitespace().nth(2).unwrap());
+            assert!(
+                within(&a.netns, || ask(gateway, 80))
+                    .unwrap()
+                    .starts_with("node "),
+                "{route}"
+            );
+        }
+        let addresses = shell(&format!("nsenter --net={} ip addr show eth0", a.netns.display()));
+        assert!(!addresses.contains("tentative scope global"), "{addresses}");
+        node.detach(&a.id);
+        assert!(refused(of_a[0], 80));
+        node.detach(&b.id);
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn the_outside_sees_the_node() {
+    on_a_node(|node| {
+        let out = outside(node);
+        let pod = node.pod(&id(3));
+        let ips = node.attach(&pod);
+        let _servers = [tcp_server(Some(&out), "[::]:80", "out")];
+        let asked = |to: &str| within(&pod.netns, || ask(ip(to), 80)).unwrap();
+        assert_eq!(asked("198.51.100.2"), "out ::ffff:198.51.100.1");
+        assert_eq!(asked("2001:db8::2"), "out 2001:db8::1");
+        let mtu = shell(&format!(
+            "nsenter --net={} cat /sys/class/net/eth0/mtu",
+            pod.netns.display()
+        ));
+        // Of sysfs only what was mounted in the node's namespace is seen; ask the link.
+        drop(mtu);
+        let link = within(&pod.netns, || {
+            Netlink::open().unwrap().link("eth0").unwrap().unwrap()
+        });
+        assert_eq!(link.mtu, 1400, "of the default route's link");
+        drop(ips);
+        node.detach(&pod.id);
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn detach_is_idempotent_and_needs_no_namespace() {
+    on_a_node(|node| {
+        node.detach("never-was");
+        let (a, b) = (node.pod(&id(4)), node.pod("not hexadecimal"));
+        node.attach(&a);
+        node.attach(&b);
+        netns::remove(a.netns.parent().unwrap()).unwrap();
+        node.detach(&a.id);
+        node.detach(&a.id);
+        shell(&format!(
+            "ip link del {}",
+            crate::network::bridge::veth_name(&b.id)
+        ));
+        node.detach(&b.id);
+        node.assert_clean();
+        // The bridge is gone; the next pod gets it back, with the same subnets
+        // and not the address that was used last.
+        let before = node.store.network_subnets().unwrap();
+        let c = node.pod(&id(5));
+        let ips = node.attach(&c);
+        assert_eq!(node.store.network_subnets().unwrap(), before);
+        assert!(ips[0].to_string().ends_with(".0.4"), "{ips:?}");
+        node.detach(&c.id);
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn a_failed_attach_leaves_nothing() {
+    on_a_node(|node| {
+        let mut pod = node.pod(&id(6));
+        let netns = std::mem::replace(&mut pod.netns, "/nonexistent/net".into());
+        let message = node.run(node.network.attach(&pod)).unwrap_err().to_string();
+        assert!(message.contains("/nonexistent/net"), "{message}");
+        node.assert_clean();
+        pod.netns = "/proc/self/ns/uts".into();
+        assert!(node.run(node.network.attach(&pod)).is_err());
+        node.assert_clean();
+        // Something of the name is in the pod already.
+        pod.netns = netns;
+        within(&pod.netns, || shell("ip link add eth0 type dummy"));
+        let message = node.run(node.network.attach(&pod)).unwrap_err().to_string();
+        assert!(
+            message.contains("create veth bv") && message.contains("exists"),
+            "{message}"
+        );
+        node.assert_clean();
+        // And the name of the bridge is somebody's.
+        within(&pod.netns, || shell("ip link del eth0"));
+        shell(&format!("ip link add {} type dummy", node.bridge()));
+        let error = node.run(node.network.attach(&pod)).unwrap_err();
+        assert_eq!(error.kind(), Kind::FailedPrecondition);
+        assert!(error.to_string().contains("not a bridge"), "{error}");
+        shell(&format!("ip link del {}", node.bridge()));
+        node.assert_clean();
+        // Again for the same id, over an attachment.
+        node.attach(&pod);
+        within(&pod.netns, || shell("ip link show eth0"));
+        node.attach(&pod);
+        node.detach(&pod.id);
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn a_pod_without_ipv6_gets_ipv4_only() {
+    on_a_node(|node| {
+        let sysctls = [
+            ("net.ipv6.conf.all.disable_ipv6", "1"),
+            ("net.ipv6.conf.default.disable_ipv6", "1"),
+        ];
+        let pod = node.pod_with(&id(7), &sysctls);
+        let ips = node.attach(&pod);
+        assert!(ips.len() == 1 && ips[0].is_ipv4(), "{ips:?}");
+    });
+}
+
+#[test]
+fn configured_subnets_are_used_until_they_are_full() {
+    let change = |config: &mut config::Network| {
+        config.subnets = vec!["fd12:3::/64".into(), "10.77.0.0/29".into()];
+        config.mtu = 1300;
+    };
+    on_a_node_with(change, |node| {
+        let pods: Vec<_> = (10..16).map(|n| node.pod(&id(n))).collect();
+        let ips: Vec<_> = pods.iter().take(5).map(|pod| node.attach(pod)).collect();
+        assert_eq!(
+            ips[0],
+            [ip("fd12:3::2"), ip("10.77.0.2")],
+            "the first configured is primary"
+        );
+        let error = node.run(node.network.attach(&pods[5])).unwrap_err();
+        assert_eq!(error.kind(), Kind::ResourceExhausted);
+        assert!(error.to_string().contains("10.77.0.0/29"), "{error}");
+        node.detach(&pods[0].id);
+        assert_eq!(node.attach(&pods[5])[1], ips[0][1]);
+    });
+    on_a_node(|node| {
+        for wrong in [
+            vec!["10.0.0.0/31"],
+            vec!["10.0.0.1/8"],
+            vec!["10.1.0.0/16", "10.2.0.0/16"],
+        ] {
+            let config = config::Network {
+                subnets: wrong.into_iter().map(String::from).collect(),
+                ..node.config.clone()
+            };
+            let message = Network::open(&config, &instance(node.dir.path()), node.store.clone());
+            assert!(message.unwrap_err().to_string().contains("network.subnets"));
+        }
+    });
+}
+
+#[test]
+fn three_hundred_pods_have_three_hundred_addresses() {
+    on_a_node(|node| {
+        let pods: Vec<_> = (1000..1300).map(|n| node.pod(&id(n))).collect();
+        let start = Instant::now();
+        let mut all: Vec<IpAddr> = pods.iter().flat_map(|pod| node.attach(pod)).collect();
+        let each = start.elapsed() / 300;
+        println!("attach of a pod: {each:?}");
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 600);
+        let _server = tcp_server(Some(&pods[299].netns), "0.0.0.0:80", "last");
+        let last = node.network.attachment(&pods[299].id).unwrap().unwrap().ips[0];
+        within(&pods[0].netns, || ask(last, 80)).unwrap();
+        let start = Instant::now();
+        for pod in &pods {
+            node.detach(&pod.id);
+        }
+        println!("detach of a pod: {:?}", start.elapsed() / 300);
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn thirty_pods_come_and_go_at_once() {
+    on_a_node(|node| {
+        let pods: Vec<_> = (2000..2030).map(|n| node.pod(&id(n))).collect();
+        let network = Arc::new(Network {
+            inner: node.network.inner.clone(),
+        });
+        for _ in 0..2 {
+            node.run(async {
+                let mut tasks = tokio::task::JoinSet::new();
+                for (n, mut pod) in (0u16..).zip(pods.clone()) {
+                    let network = network.clone();
+                    pod.ports = vec![port(Protocol::Tcp, 9000 + n, 80, None)];
+                    tasks.spawn(async move {
+                        for _ in 0..3 {
+                            network.attach(&pod).await.unwrap();
+                            // Two at once: the second finds nothing to do.
+                            let (one, two) = tokio::join!(network.detach(&pod.id), network.detach(&pod.id));
+                            one.unwrap();
+                            two.unwrap();
+                        }
+                    });
+                }
+                while let Some(done) = tasks.join_next().await {
+                    done.unwrap();
+                }
+            });
+            node.assert_clean();
+        }
+        assert!(node.network.inner.busy.lock().unwrap().is_empty());
+    });
+}
+
+#[test]
+fn after_a_crash_everything_is_found_again() {
+    on_a_node(|node| {
+        let (mut a, b) = (node.pod(&id(20)), node.pod(&id(21)));
+        a.ports = vec![port(Protocol::Tcp, 8080, 80, None)];
+        let ips = node.attach(&a);
+        node.attach(&b);
+        let _server = tcp_server(Some(&a.netns), "[::]:80", "a");
+        let table = shell("nft -s list ruleset");
+        // Somebody clears all rules, and a link is left that no record has.
+        shell("nft flush ruleset");
+        shell(&format!(
+            "ip link add bv00000000bad type veth peer name x && ip link set bv00000000bad master {}",
+            node.bridge()
+        ));
+        node.restart();
+        node.run(node.network.recover()).unwrap();
+        assert_eq!(shell("nft -s list ruleset"), table);
+        assert!(!shell("ip link").contains("bv00000000bad"));
+        assert!(ask(ip("127.0.0.1"), 8080).is_ok());
+        // The bridge itself goes, as by a careless hand; the next pod brings it back.
+        shell(&format!("ip link del {}", node.bridge()));
+        let c = node.pod(&id(22));
+        node.attach(&c);
+        node.detach(&c.id);
+        // The pods whose sandboxes are not known any more go.
+        let errors = node.run(node.network.sweep(&[b.id.clone()].into()));
+        assert!(errors.is_empty(), "{errors:?}");
+        assert!(refused(ips[0], 80));
+        assert_eq!(node.store.network_sandboxes().unwrap(), [b.id.clone()]);
+        node.detach(&b.id);
+        node.run(node.network.recover()).unwrap();
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn two_berthds_on_one_node_do_not_meet() {
+    on_a_node(|node| {
+        let other_dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(&other_dir.path().join("berth.db")).unwrap());
+        // As if both had chosen the same subnet while no bridge was there.
+        let a = node.pod(&id(30));
+        node.attach(&a);
+        node.detach(&a.id);
+        store
+            .network_set_subnets(&node.store.network_subnets().unwrap())
+            .unwrap();
+        let other = Network::open(&node.config, &instance(other_dir.path()), store.clone()).unwrap();
+        let b = node.pod(&id(31));
+        let (of_a, of_b) = (node.attach(&a), node.run(other.attach(&b)).unwrap().ips);
+        let subnets = |store: &Store| store.network_subnets().unwrap();
+        assert_ne!(subnets(&node.store), subnets(&store));
+        assert_ne!(of_a, of_b);
+        node.run(other.detach(&b.id)).unwrap();
+        assert!(ask(of_a[0], 1).is_err() && shell("nft list tables").contains(&node.table()));
+        node.detach(&a.id);
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn the_status_is_from_a_trial() {
+    on_a_node(|node| {
+        assert_eq!(node.network.status(), Ok(()));
+        node.assert_clean();
+    });
+}
