@@ -117,29 +117,41 @@ impl Netlink {
         self.create(RouteNetlinkMessage::NewLink(message), "create bridge", name)
     }
 
-    /// Makes both ends at once: one a port of the bridge, the other already in
-    /// the pod's namespace, both set up.
+    /// Makes both ends at once: one a port of the bridge, the other already in the
+    /// pod's namespace. Both are down: an end cannot be up before it has the other.
     pub fn create_veth(&mut self, veth: &Veth<'_>) -> Result<(), Error> {
-        let mut peer = up(link_message(0, veth.peer));
+        let mut peer = link_message(0, veth.peer);
         peer.attributes.extend([
             LinkAttribute::Mtu(veth.mtu),
             LinkAttribute::Address(veth.peer_mac.to_vec()),
             LinkAttribute::NetNsFd(veth.peer_netns.as_raw_fd()),
         ]);
-        let mut message = up(link_message(0, veth.name));
+        let mut message = link_message(0, veth.name);
         message.attributes.extend([
             LinkAttribute::Mtu(veth.mtu),
             LinkAttribute::Controller(veth.master),
-            // A port of a bridge has no address of its own, not even a link-local one.
-            LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
-                In6AddrGenMode::None,
-            )])]),
             LinkAttribute::LinkInfo(vec![
                 LinkInfo::Kind(InfoKind::Veth),
                 LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
             ]),
         ]);
         self.create(RouteNetlinkMessage::NewLink(message), "create veth", veth.name)
+    }
+
+    /// Keeps a link from making itself an IPv6 address when it is set up: a port
+    /// of a bridge needs none. (Kernels refuse this at the link's creation.)
+    pub fn set_no_own_address(&mut self, name: &str, index: u32) -> Result<(), Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        let mode = AfSpecInet6::AddrGenMode(In6AddrGenMode::None);
+        message
+            .attributes
+            .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![mode])]));
+        match self.set(message, "set address mode of", name) {
+            // There is no IPv6.
+            Err(e) if matches!(e.errno(), libc::EAFNOSUPPORT | libc::EOPNOTSUPP) => Ok(()),
+            done => done,
+        }
     }
 
     /// Lets the bridge send a frame back out of the port it came from. With
@@ -149,31 +161,23 @@ impl Netlink {
         let mut message = LinkMessage::default();
         message.header.interface_family = AddressFamily::Bridge;
         message.header.index = index;
+        let mode = LinkProtoInfoBridge::Other(DefaultNla::new(IFLA_BRPORT_MODE, vec![1]));
         message
             .attributes
-            .push(LinkAttribute::ProtoInfoBridge(vec![LinkProtoInfoBridge::Other(
-                DefaultNla::new(IFLA_BRPORT_MODE, vec![1]),
-            )]));
-        self.exchange(
-            RouteNetlinkMessage::SetLink(message),
-            NLM_F_ACK,
-            "set hairpin mode of",
-            name,
-            |_| {},
-        )
+            .push(LinkAttribute::ProtoInfoBridge(vec![mode]));
+        self.set(message, "set hairpin mode of", name)
     }
 
     /// Sets a link up.
     pub fn set_up(&mut self, name: &str, index: u32) -> Result<(), Error> {
         let mut message = up(LinkMessage::default());
         message.header.index = index;
-        self.exchange(
-            RouteNetlinkMessage::SetLink(message),
-            NLM_F_ACK,
-            "set up link",
-            name,
-            |_| {},
-        )
+        self.set(message, "set up link", name)
+    }
+
+    fn set(&mut self, message: LinkMessage, operation: &'static str, name: &str) -> Result<(), Error> {
+        let request = RouteNetlinkMessage::SetLink(message);
+        self.exchange(request, NLM_F_ACK, operation, name, |_| {})
     }
 
     /// Deletes a link (of a veth both ends); one that is not there is fine.

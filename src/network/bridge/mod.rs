@@ -149,9 +149,10 @@ impl Bridge {
             peer_netns: netns.as_fd(),
             mtu: up.mtu,
         })?;
-        if let Some(link) = netlink.link(&name)? {
-            netlink.set_hairpin(&name, link.index)?;
-        }
+        let port = netlink.link(&name)?.ok_or(Error::Gone)?.index;
+        netlink.set_no_own_address(&name, port)?;
+        netlink.set_hairpin(&name, port)?;
+        netlink.set_up(&name, port)?;
         end.configure(&ips, &subnets)?;
         self.serve_ports(&self.host_ports(Some(&pod.id), &up.subnets)?)?;
         Ok(ips)
@@ -329,6 +330,7 @@ fn enter() -> Result<PodEnd, Error> {
 impl PodEnd {
     fn configure(&mut self, ips: &[IpAddr], subnets: &[&Subnet]) -> Result<(), Error> {
         let link = self.netlink.link(POD_LINK)?.ok_or(Error::Gone)?;
+        self.netlink.set_up(POD_LINK, link.index)?;
         for (ip, subnet) in ips.iter().zip(subnets) {
             self.netlink
                 .add_address(POD_LINK, link.index, *ip, subnet.prefix())?;

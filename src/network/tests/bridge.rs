@@ -124,7 +124,7 @@ fn a_failed_attach_leaves_nothing() {
         node.assert_clean();
         // Something of the name is in the pod already.
         pod.netns = netns;
-        within(&pod.netns, || shell("ip link add eth0 type dummy"));
+        within(&pod.netns, || shell("ip link add eth0 type veth peer name other"));
         let message = node.run(node.network.attach(&pod)).unwrap_err().to_string();
         assert!(
             message.contains("create veth bv") && message.contains("exists"),
@@ -133,7 +133,10 @@ fn a_failed_attach_leaves_nothing() {
         node.assert_clean();
         // And the name of the bridge is somebody's.
         within(&pod.netns, || shell("ip link del eth0"));
-        shell(&format!("ip link add {} type dummy", node.bridge()));
+        shell(&format!(
+            "ip link add {} type veth peer name other",
+            node.bridge()
+        ));
         let error = node.run(node.network.attach(&pod)).unwrap_err();
         assert_eq!(error.kind(), Kind::FailedPrecondition);
         assert!(error.to_string().contains("not a bridge"), "{error}");
