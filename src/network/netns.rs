@@ -13,7 +13,7 @@ use std::{
 use rustix::mount::UnmountFlags;
 
 use super::{
-    host::{self, in_thread, sysctl_path, write_sysctl},
+    host::{self, in_thread, inside, open_netns, sysctl_path, write_sysctl},
     netlink::{self, LOOPBACK, Netlink},
 };
 use crate::{
@@ -106,6 +106,21 @@ pub fn create(dir: &Path, want: &Wanted<'_>) -> Result<(), Error> {
     made
 }
 
+/// Writes the sysctls that are of the pod's link ("net.ipv4.conf.eth0.rp_filter"),
+/// which [`create`] had to leave: call it when the pod has its network.
+pub fn finish(dir: &Path, want: &Wanted<'_>) -> Result<(), Error> {
+    let sysctls = parse_sysctls(want)?;
+    let late: Vec<&Sysctl<'_>> = sysctls.iter().filter(|sysctl| sysctl.late).collect();
+    if late.is_empty() {
+        return Ok(());
+    }
+    let path = dir.join("net");
+    let netns = open_netns(&path)?;
+    inside(&netns, &path, || {
+        late.iter().try_for_each(|sysctl| write(sysctl, want))
+    })
+}
+
 /// Unpins whatever is in `dir`. Idempotent; the namespaces themselves go when
 /// the last process in them has gone.
 pub fn remove(dir: &Path) -> Result<(), Error> {
@@ -157,6 +172,8 @@ struct Sysctl<'a> {
     key: &'a str,
     path: PathBuf,
     value: &'a str,
+    /// Of a link that the namespace does not have at first.
+    late: bool,
 }
 
 fn parse_sysctls<'a>(want: &Wanted<'a>) -> Result<Vec<Sysctl<'a>>, Error> {
@@ -180,7 +197,14 @@ fn parse_sysctls<'a>(want: &Wanted<'a>) -> Result<Vec<Sysctl<'a>>, Error> {
         };
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let path = sysctl_path(&parts);
-        all.push(Sysctl { key, path, value });
+        let late = matches!(parts.as_slice(), ["net", _, "conf" | "neigh", link, ..]
+            if !matches!(*link, "all" | "default" | "lo"));
+        all.push(Sysctl {
+            key,
+            path,
+            value,
+            late,
+        });
     }
     Ok(all)
 }
@@ -191,26 +215,28 @@ fn set_up(want: &Wanted<'_>, sysctls: &[Sysctl<'_>]) -> Result<(), Error> {
         rustix::system::sethostname(want.hostname.as_bytes())
             .map_err(|e| host::Error::new("set hostname", want.hostname, e))?;
     }
-    for sysctl in sysctls {
-        let key = sysctl.key.to_owned();
-        match write_sysctl(&sysctl.path, sysctl.value) {
-            Ok(()) => {}
-            // A kernel without the default's file has not the restriction either.
-            Err(e) if e.is_missing() && !want.sysctls.contains_key(&key) => {}
-            Err(e) if e.is_missing() => return Err(Error::SysctlMissing { key }),
-            Err(e) => {
-                return Err(Error::SysctlValue {
-                    key,
-                    value: sysctl.value.to_owned(),
-                    source: e.source,
-                });
-            }
-        }
+    for sysctl in sysctls.iter().filter(|sysctl| !sysctl.late) {
+        write(sysctl, want)?;
     }
     if want.net {
         Netlink::open()?.set_up("lo", LOOPBACK)?;
     }
     Ok(())
+}
+
+fn write(sysctl: &Sysctl<'_>, want: &Wanted<'_>) -> Result<(), Error> {
+    let key = sysctl.key.to_owned();
+    match write_sysctl(&sysctl.path, sysctl.value) {
+        Ok(()) => Ok(()),
+        // A kernel without the default's file has not the restriction either.
+        Err(e) if e.is_missing() && !want.sysctls.contains_key(&key) => Ok(()),
+        Err(e) if e.is_missing() => Err(Error::SysctlMissing { key }),
+        Err(e) => Err(Error::SysctlValue {
+            key,
+            value: sysctl.value.to_owned(),
+            source: e.source,
+        }),
+    }
 }
 
 fn pins(want: &Wanted<'_>) -> [(&'static str, bool); 3] {

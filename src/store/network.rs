@@ -80,6 +80,26 @@ impl Store {
         })
     }
 
+    /// The name of the bridge that was made, if there is one.
+    pub fn network_bridge(&self) -> Result<Option<String>, Error> {
+        self.read("look up the bridge", |c| {
+            c.prepare_cached("SELECT name FROM network_bridge")?
+                .query_row([], |row| row.get(0))
+                .optional()
+        })
+    }
+
+    /// Records the bridge that is about to be made, or that there is none now.
+    pub fn network_set_bridge(&self, name: Option<&str>) -> Result<(), Error> {
+        self.write("record the bridge", |t| {
+            t.execute("DELETE FROM network_bridge", [])?;
+            if let Some(name) = name {
+                t.execute("INSERT INTO network_bridge (name) VALUES (?)", [name])?;
+            }
+            Ok(())
+        })
+    }
+
     /// Records that the sandbox is being attached, with an address of each pool
     /// and its host ports: all of it, or nothing when something is refused.
     /// Gives the offsets in the order of the pools.

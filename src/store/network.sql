@@ -10,6 +10,11 @@ CREATE TABLE network_subnets (
     subnet   TEXT NOT NULL,
     last     INTEGER NOT NULL
 ) STRICT;
+-- The bridge that this berthd made (one row, or none): another of the same name
+-- is somebody else's.
+CREATE TABLE network_bridge (
+    name TEXT PRIMARY KEY
+) STRICT, WITHOUT ROWID;
 -- One per sandbox that has or may have a network; `record` is JSON.
 CREATE TABLE network_attachments (
     sandbox TEXT PRIMARY KEY,

@@ -40,8 +40,10 @@ pub enum Error {
     PortFamily { host_ip: String, port: u16 },
     #[error("host ports are off: set network.masquerade = true")]
     PortsOff,
-    #[error("link {name} exists and is not a bridge: set network.bridge to another name")]
-    NotABridge { name: String },
+    #[error(
+        "link {name} exists and was not made by this berthd: remove it, or set network.bridge to another name"
+    )]
+    NotOurs { name: String },
     #[error("the bridge or the pod's link was removed by somebody else meanwhile: try again")]
     Gone,
 }
@@ -87,7 +89,7 @@ impl HasKind for Error {
             | Error::NoSubnet
             | Error::NoFamily { .. }
             | Error::PortsOff
-            | Error::NotABridge { .. } => Kind::FailedPrecondition,
+            | Error::NotOurs { .. } => Kind::FailedPrecondition,
             Error::Gone => Kind::Unavailable,
         }
     }

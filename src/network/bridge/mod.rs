@@ -85,14 +85,24 @@ struct PodEnd {
 impl Bridge {
     /// Checks the configuration; makes nothing.
     pub fn new(config: &config::Network, instance: &Instance, store: Arc<Store>) -> Result<Bridge, Error> {
-        let name = if config.bridge.is_empty() {
-            &instance.bridge
-        } else {
-            &config.bridge
+        let named = match config.bridge.as_str() {
+            "" => &instance.bridge,
+            name => name,
         };
+        // While pods are on a bridge, it keeps its name.
+        let name = match store.network_bridge()? {
+            Some(name) if store.network_in_use()? => name,
+            _ => named.to_owned(),
+        };
+        if name != named {
+            tracing::warn!(
+                bridge = name,
+                "pods are on this bridge; {named} is used when they are gone"
+            );
+        }
         let preferred = Subnet::covering(IpAddr::from([10, 88, 0, 0]), 16);
         Ok(Bridge {
-            name: name.clone(),
+            name,
             table: instance.table.clone(),
             subnets: setup::configured(&config.subnets)?,
             mtu: config.mtu,

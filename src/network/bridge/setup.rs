@@ -82,9 +82,10 @@ impl Bridge {
 
     fn make(&self, netlink: &mut Netlink, in_use: bool) -> Result<(Up, u32), Error> {
         let _alone = lock()?;
+        let ours = self.store.network_bridge()?.as_deref() == Some(&self.name);
         if let Some(link) = netlink.link(&self.name)? {
-            if !link.is_bridge {
-                return Err(Error::NotABridge { name: link.name });
+            if !ours || !link.is_bridge {
+                return Err(Error::NotOurs { name: link.name });
             }
             if !in_use {
                 // Left by a berthd that died between its two last steps.
@@ -110,6 +111,7 @@ impl Bridge {
         let link = match netlink.link(&self.name)? {
             Some(link) => link,
             None => {
+                self.store.network_set_bridge(Some(&self.name))?;
                 netlink.create_bridge(&self.name, mac(gateway), mtu)?;
                 netlink.link(&self.name)?.ok_or(Error::Gone)?
             }
@@ -126,10 +128,12 @@ impl Bridge {
     /// Removes bridge and table. The caller holds `up` alone. Settings of the
     /// whole node (forwarding) stay: others may count on them by now.
     pub(super) fn take_down(&self) -> Result<(), Error> {
-        let mut netlink = Netlink::open()?;
-        // A link of that name that is no bridge is not ours.
-        if netlink.link(&self.name)?.is_some_and(|link| link.is_bridge) {
-            netlink.delete_link(&self.name)?;
+        if let Some(name) = self.store.network_bridge()? {
+            let mut netlink = Netlink::open()?;
+            if netlink.link(&name)?.is_some_and(|link| link.is_bridge) {
+                netlink.delete_link(&name)?;
+            }
+            self.store.network_set_bridge(None)?;
         }
         if self.masquerade {
             Nftables::open()?.delete(&self.table(&[]))?;

@@ -49,7 +49,7 @@ fn port_mappings(pod: &PodNetwork) -> Option<Value> {
             })
         })
         .collect();
-    (!ports.is_empty()).then(|| Value::Array(ports))
+    (!ports.is_empty()).then_some(Value::Array(ports))
 }
 
 fn dns(pod: &PodNetwork) -> Option<Value> {

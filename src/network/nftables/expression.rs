@@ -86,7 +86,7 @@ impl Rule {
     }
 
     /// The packet's destination is an address of the node.
-    pub fn to_the_node(self) -> Rule {
+    pub fn goes_to_the_node(self) -> Rule {
         let fib = Attributes::new()
             .number(1, REG)
             .number(2, FIB_ADDRTYPE)
@@ -122,7 +122,7 @@ impl Rule {
     }
 
     /// The loaded key is in the set.
-    pub fn is_in(self, set: &str) -> Rule {
+    pub fn found_in(self, set: &str) -> Rule {
         self.expression("lookup", &Attributes::new().text(1, set).number(2, REG))
     }
 

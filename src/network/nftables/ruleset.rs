@@ -83,6 +83,30 @@ pub struct HostPort {
     pub pod_port: u16,
 }
 
+/// The sets of the table, of which each family has its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Set {
+    /// Host ports on every address of the node: where they lead.
+    Ports,
+    /// Host ports on one address.
+    Bound,
+    /// Where host ports lead.
+    Targets,
+}
+
+impl Set {
+    fn name(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Set::Ports, Family::V4) => "ports_v4",
+            (Set::Ports, Family::V6) => "ports_v6",
+            (Set::Bound, Family::V4) => "bound_v4",
+            (Set::Bound, Family::V6) => "bound_v6",
+            (Set::Targets, Family::V4) => "targets_v4",
+            (Set::Targets, Family::V6) => "targets_v6",
+        }
+    }
+}
+
 /// Elements in one message, so that it stays far below the 64 KiB of a netlink
 /// attribute.
 const ELEMENTS: usize = 256;
@@ -142,14 +166,9 @@ impl Table {
             let port = INET_PROTO << 6 | INET_SERVICE;
             let bound = (INET_PROTO << 6 | address_type) << 6 | INET_SERVICE;
             let target = (address_type << 6 | INET_SERVICE, length + 4);
-            self.set(batch, set_name("ports", family), (port, 8), Some(target));
-            self.set(
-                batch,
-                set_name("bound", family),
-                (bound, length + 8),
-                Some(target),
-            );
-            self.set(batch, set_name("targets", family), (bound, length + 8), None);
+            self.set(batch, Set::Ports.name(family), (port, 8), Some(target));
+            self.set(batch, Set::Bound.name(family), (bound, length + 8), Some(target));
+            self.set(batch, Set::Targets.name(family), (bound, length + 8), None);
         }
     }
 
@@ -203,19 +222,15 @@ impl Table {
             martian.address(End::Destination, Is::Equal, &loopback_v4).drop(),
         );
         for family in Family::BOTH {
-            for (name, address) in [("bound", true), ("ports", false)] {
+            for (set, address) in [(Set::Bound, true), (Set::Ports, false)] {
                 let rule = Rule::new().family(family).load_key(family, address);
-                self.rule(
-                    batch,
-                    "hostports",
-                    rule.translate_by(set_name(name, family), family),
-                );
+                self.rule(batch, "hostports", rule.translate_by(set.name(family), family));
             }
         }
         self.rule(batch, "prerouting", to(Family::V4, &loopback_v4).give_back());
         self.rule(batch, "output", to(Family::V6, &loopback_v6).give_back());
         for chain in ["prerouting", "output"] {
-            self.rule(batch, chain, Rule::new().to_the_node().jump("hostports"));
+            self.rule(batch, chain, Rule::new().goes_to_the_node().jump("hostports"));
         }
     }
 
@@ -246,7 +261,7 @@ impl Table {
             self.rule(
                 batch,
                 "postrouting",
-                back.is_in(set_name("targets", family)).masquerade(),
+                back.found_in(Set::Targets.name(family)).masquerade(),
             );
         }
     }
@@ -256,7 +271,7 @@ impl Table {
             let ours = || ports.iter().filter(move |port| Family::of(port.pod_ip) == family);
             let any = ours().filter(|port| port.host_ip.is_none());
             let mapped = any.map(|port| (key(port.protocol, None, port.host_port), Some(target(port))));
-            self.put(batch, verb, set_name("ports", family), mapped.collect());
+            self.put(batch, verb, Set::Ports.name(family), mapped.collect());
             let bound = ours().filter(|port| port.host_ip.is_some());
             let mapped = bound.map(|port| {
                 (
@@ -264,14 +279,14 @@ impl Table {
                     Some(target(port)),
                 )
             });
-            self.put(batch, verb, set_name("bound", family), mapped.collect());
+            self.put(batch, verb, Set::Bound.name(family), mapped.collect());
             // Two host ports may lead to one port of the pod.
             let mut targets: Vec<_> = ours()
                 .map(|port| (key(port.protocol, Some(port.pod_ip), port.pod_port), None))
                 .collect();
             targets.sort();
             targets.dedup();
-            self.put(batch, verb, set_name("targets", family), targets);
+            self.put(batch, verb, Set::Targets.name(family), targets);
         }
     }
 
@@ -290,17 +305,6 @@ impl Table {
                 .nested(3, &list);
             batch.push(verb, attributes);
         }
-    }
-}
-
-fn set_name(name: &'static str, family: Family) -> &'static str {
-    match (name, family) {
-        ("ports", Family::V4) => "ports_v4",
-        ("ports", Family::V6) => "ports_v6",
-        ("bound", Family::V4) => "bound_v4",
-        ("bound", Family::V6) => "bound_v6",
-        (_, Family::V4) => "targets_v4",
-        (_, Family::V6) => "targets_v6",
     }
 }
 

@@ -133,14 +133,14 @@ fn a_failed_attach_leaves_nothing() {
         node.assert_clean();
         // And the name of the bridge is somebody's.
         within(&pod.netns, || shell("ip link del eth0"));
-        shell(&format!(
-            "ip link add {} type veth peer name other",
-            node.bridge()
-        ));
-        let error = node.run(node.network.attach(&pod)).unwrap_err();
-        assert_eq!(error.kind(), Kind::FailedPrecondition);
-        assert!(error.to_string().contains("not a bridge"), "{error}");
-        shell(&format!("ip link del {}", node.bridge()));
+        for kind in ["veth peer name other", "bridge"] {
+            shell(&format!("ip link add {} type {kind}", node.bridge()));
+            let error = node.run(node.network.attach(&pod)).unwrap_err();
+            assert_eq!(error.kind(), Kind::FailedPrecondition);
+            assert!(error.to_string().contains("not made by this berthd"), "{error}");
+            node.run(node.network.recover()).unwrap();
+            shell(&format!("ip link del {}", node.bridge()));
+        }
         node.assert_clean();
         // Again for the same id, over an attachment.
         node.attach(&pod);
@@ -285,9 +285,30 @@ fn after_a_crash_everything_is_found_again() {
         let errors = node.run(node.network.sweep(&[b.id.clone()].into()));
         assert!(errors.is_empty(), "{errors:?}");
         assert!(refused(ips[0], 80));
-        assert_eq!(node.store.network_sandboxes().unwrap(), [b.id.clone()]);
+        assert_eq!(node.store.network_sandboxes().unwrap(), [b.id.as_str()]);
         node.detach(&b.id);
         node.run(node.network.recover()).unwrap();
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn a_bridge_keeps_its_name_while_pods_are_on_it() {
+    on_a_node(|node| {
+        let (a, b) = (node.pod(&id(25)), node.pod(&id(26)));
+        node.attach(&a);
+        let old = node.bridge();
+        node.config.bridge = "renamed0".into();
+        node.restart();
+        node.attach(&b);
+        assert!(shell("ip link").contains(&old) && !shell("ip link").contains("renamed0"));
+        node.detach(&a.id);
+        node.detach(&b.id);
+        node.assert_clean();
+        node.restart();
+        node.attach(&a);
+        assert!(shell("ip link").contains("renamed0:"));
+        node.detach(&a.id);
         node.assert_clean();
     });
 }

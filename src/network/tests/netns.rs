@@ -59,6 +59,31 @@ fn namespaces_are_pinned_set_up_and_removed() {
 }
 
 #[test]
+fn sysctls_of_a_link_are_written_when_it_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let sysctls = sysctls(&[
+        ("net.ipv4.conf.eth0.rp_filter", "2"),
+        ("net.ipv4.conf.all.rp_filter", "1"),
+    ]);
+    let want = super::wanted(&sysctls);
+    create(dir.path(), &want).unwrap();
+    let missing = finish(dir.path(), &want).unwrap_err().to_string();
+    assert!(missing.contains("net.ipv4.conf.eth0.rp_filter"), "{missing}");
+    let enter = format!("nsenter --net={}/net", dir.path().display());
+    shell(&format!("{enter} ip link add eth0 type veth peer name other"));
+    finish(dir.path(), &want).unwrap();
+    assert_eq!(
+        shell(&format!("{enter} cat /proc/sys/net/ipv4/conf/eth0/rp_filter")),
+        "2\n"
+    );
+    assert_eq!(
+        shell(&format!("{enter} cat /proc/sys/net/ipv4/conf/all/rp_filter")),
+        "1\n"
+    );
+    remove(dir.path()).unwrap();
+}
+
+#[test]
 fn a_failure_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |key: &str, value: &str, net: bool| {
