@@ -1,6 +1,6 @@
 //! The built-in bridge: addresses, reach, masquerade, order and disorder.
 
-use std::time::Instant;
+use std::{collections::BTreeSet, time::Instant};
 
 use super::*;
 use crate::{
@@ -288,6 +288,43 @@ fn after_a_crash_everything_is_found_again() {
         assert_eq!(node.store.network_sandboxes().unwrap(), [b.id.as_str()]);
         node.detach(&b.id);
         node.run(node.network.recover()).unwrap();
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn what_only_the_records_know_goes_too() {
+    on_a_node(|node| {
+        // As after a reboot: records, and nothing of theirs in the kernel.
+        let mut pod = node.pod(&id(23));
+        pod.ports = vec![
+            port(Protocol::Tcp, 8080, 80, None),
+            port(Protocol::Udp, 8080, 80, None),
+        ];
+        node.attach(&pod);
+        shell(&format!("ip link del {} && nft flush ruleset", node.bridge()));
+        netns::remove(pod.netns.parent().unwrap()).unwrap();
+        node.restart();
+        let errors = node.run(node.network.sweep(&BTreeSet::new()));
+        assert!(errors.is_empty(), "{errors:?}");
+        node.assert_clean();
+        // Half of the elements are gone, as when somebody edits the table.
+        pod = node.pod(&id(24));
+        pod.ports = vec![
+            port(Protocol::Tcp, 8080, 80, None),
+            port(Protocol::Tcp, 8081, 81, None),
+        ];
+        let other = node.pod(&id(23));
+        node.attach(&other);
+        let ips = node.attach(&pod);
+        let table = node.table();
+        shell(&format!(
+            "nft delete element inet {table} ports_v4 '{{ tcp . 8080 : {} . 80 }}'",
+            ips[0]
+        ));
+        node.detach(&pod.id);
+        assert!(!shell("nft list ruleset").contains("808"));
+        node.detach(&other.id);
         node.assert_clean();
     });
 }
