@@ -8,6 +8,7 @@ pub mod error;
 pub mod exec;
 pub mod shim_binary;
 pub mod shim_client;
+mod shim_process;
 pub mod ttrpc;
 
 pub use error::Error;

@@ -6,14 +6,8 @@
 //! again, or it died without a word, which is [`Error::Vanished`].
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom},
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::{fs::OpenOptionsExt, net::UnixListener, process::CommandExt},
-    },
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -21,7 +15,11 @@ use std::{
 use prost::Message;
 use tokio::sync::watch;
 
-use super::{Error, ShimBinary, ttrpc::Client};
+use super::{
+    Error, ShimBinary,
+    shim_process::{connect, last_words, start},
+    ttrpc::Client,
+};
 use crate::{
     proto::{
         google::protobuf::Any,
@@ -29,13 +27,10 @@ use crate::{
         task,
     },
     shim::{
-        SOCKET, exit, fault,
+        exit, fault,
         ttrpc::{Code, Status},
     },
 };
-
-/// The shim's log in the container's state folder.
-const LOG: &str = "shim.log";
 
 /// How long a verb may take that only changes something in the kernel.
 const QUICK: Duration = Duration::from_secs(30);
@@ -411,68 +406,6 @@ pub fn read_exit(dir: &Path) -> Result<Option<ExitRecord>, Error> {
     })
 }
 
-/// Binds the socket and runs the program; the error with its step. The socket is
-/// the child's standard input, so that nothing but the standard library's vfork
-/// is needed to hand it over.
-fn start(program: &Path, id: &str, dir: &Path) -> Result<tokio::process::Child, (&'static str, io::Error)> {
-    let (_folder, socket) = socket_path(dir).map_err(|error| ("open the folder", error))?;
-    match fs::remove_file(&socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(("remove the old socket", error));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(&socket).map_err(|error| ("bind shim.sock", error))?;
-    let log = OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(dir.join(LOG))
-        .map_err(|error| ("open shim.log", error))?;
-    let mut command = std::process::Command::new(program);
-    command
-        .arg0("berth-shim")
-        .args(["-id", id])
-        .current_dir(dir)
-        .env_clear()
-        .stdin(OwnedFd::from(listener))
-        .stdout(Stdio::null())
-        .stderr(log);
-    tokio::process::Command::from(command)
-        .spawn()
-        .map_err(|error| ("execute it", error))
-}
-
-/// A path to the socket that is short enough for a sockaddr_un, whatever the
-/// folder's is; good as long as the descriptor is open.
-fn socket_path(dir: &Path) -> io::Result<(File, PathBuf)> {
-    let folder = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
-        .open(dir)?;
-    let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
-    Ok((folder, path.into()))
-}
-
-async fn connect(id: &str, dir: &Path) -> Result<Client, Error> {
-    let gone = || Error::Gone {
-        id: id.into(),
-        dir: dir.into(),
-    };
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => gone(),
-        _ => Error::Connect {
-            id: id.into(),
-            dir: dir.into(),
-            source,
-        },
-    };
-    let (_folder, path) = socket_path(dir).map_err(failed)?;
-    let stream = tokio::net::UnixStream::connect(&path).await.map_err(failed)?;
-    Ok(Client::new(stream))
-}
-
 /// What a status means; a failed start carries its record.
 fn remote(id: String, method: &'static str, status: Status) -> Error {
     let record = status
@@ -498,21 +431,5 @@ pub(super) fn any(type_url: &str, message: &impl Message) -> Any {
     Any {
         type_url: type_url.into(),
         value: message.encode_to_vec(),
-    }
-}
-
-/// The last line of the shim's log, for an error: empty, or begins with ": ".
-fn last_words(dir: &Path) -> String {
-    let tail = || -> io::Result<String> {
-        let mut log = File::open(dir.join(LOG))?;
-        let length = log.metadata()?.len();
-        log.seek(SeekFrom::Start(length.saturating_sub(1024)))?;
-        let mut tail = Vec::new();
-        log.take(1024).read_to_end(&mut tail)?;
-        Ok(String::from_utf8_lossy(&tail).into_owned())
-    };
-    match tail().unwrap_or_default().lines().last() {
-        Some(line) => format!(": {line}"),
-        None => String::new(),
     }
 }

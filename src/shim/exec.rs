@@ -9,9 +9,10 @@ use std::{
 
 use super::{
     clock, console,
+    execs::is_empty,
     fault::{self, Fault},
     state::{Event, State},
-    task::{self, Exit},
+    task::Exit,
     ttrpc::Code,
 };
 use crate::{
@@ -157,7 +158,7 @@ impl Exec {
     pub fn exit(&self) -> Option<Exit> {
         let cgroup = self.process.as_ref().and_then(|process| process.cgroup.as_ref());
         let dying = self.dying_until.is_some_and(|until| Instant::now() < until)
-            && cgroup.is_some_and(|cgroup| !task::is_empty(cgroup));
+            && cgroup.is_some_and(|cgroup| !is_empty(cgroup));
         self.exit.filter(|_| !dying)
     }
 

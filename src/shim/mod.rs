@@ -13,6 +13,7 @@ pub mod connection;
 pub mod console;
 pub mod event_loop;
 pub mod exec;
+pub mod execs;
 pub mod exit;
 pub mod fault;
 pub mod line;

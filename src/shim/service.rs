@@ -215,14 +215,14 @@ impl Service {
         let task = self.find(&request.id)?;
         encode(&match request.exec_id.as_str() {
             "" => task.describe(),
-            exec => task.exec(exec)?.describe(&request.id),
+            exec => task.execs.get(exec)?.describe(&request.id),
         })
     }
 
     fn delete(&mut self, request: DeleteRequest) -> Outcome {
         let task = self.find(&request.id)?;
         if !request.exec_id.is_empty() {
-            return encode(&task.delete_exec(&request.exec_id)?);
+            return encode(&task.execs.delete(&request.exec_id)?);
         }
         let pid = task.pid();
         match task.state() {
@@ -278,7 +278,7 @@ impl Service {
         let task = self.find(&request.id)?;
         match request.exec_id.as_str() {
             "" => task.kill(signal, request.all),
-            exec => task.exec_mut(exec)?.kill(signal, request.all),
+            exec => task.execs.get_mut(exec)?.kill(signal, request.all),
         }
     }
 
@@ -291,7 +291,7 @@ impl Service {
         let task = self.find(&request.id)?;
         match request.exec_id.as_str() {
             "" => task.resize(request.width, request.height),
-            exec => task.exec(exec)?.resize(request.width, request.height),
+            exec => task.execs.get(exec)?.resize(request.width, request.height),
         }
     }
 
@@ -303,7 +303,7 @@ impl Service {
         }
         match request.exec_id.as_str() {
             "" => task.close_stdin(),
-            exec => task.exec_mut(exec)?.close_console(),
+            exec => task.execs.get_mut(exec)?.close_console(),
         }
         Ok(())
     }
@@ -355,7 +355,7 @@ impl Service {
     fn wait(&mut self, caller: Caller, request: WaitRequest) -> Result<(), Fault> {
         let task = self.find(&request.id)?;
         if !request.exec_id.is_empty() {
-            task.exec(&request.exec_id)?;
+            task.execs.get(&request.exec_id)?;
         }
         let waits = self
             .waiters
@@ -376,7 +376,7 @@ impl Service {
     pub fn client_gone(&mut self, client: u32, others: bool) {
         self.waiters.retain(|waiter| waiter.caller.client != client);
         if let Some(task) = &mut self.task {
-            task.client_gone(client);
+            task.execs.client_gone(client);
         } else if !others {
             // Whoever started this shim died before it gave it a container.
             self.over = true;
@@ -395,7 +395,7 @@ impl Service {
         let ready = |waiter: &Waiter| match task {
             None => Some(Err(fault::new(Code::NotFound, "the container was deleted"))),
             Some(task) if waiter.exec_id.is_empty() => task.exit().map(waited),
-            Some(task) => match task.exec(&waiter.exec_id) {
+            Some(task) => match task.execs.get(&waiter.exec_id) {
                 Ok(exec) => exec.exit().map(waited).or_else(|| {
                     let lost = || {
                         fault::new(

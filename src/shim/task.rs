@@ -20,6 +20,7 @@ use rustix::{
 use super::{
     clock, console,
     exec::Exec,
+    execs::Execs,
     exit,
     fault::{self, Fault},
     line::Source,
@@ -30,11 +31,11 @@ use super::{
     ttrpc::Code,
 };
 use crate::{
-    cgroup::Cgroup,
+    cgroup::remove_empty_parents,
     launcher::{self, ExecTarget, Init, Stdio},
     proto::{
         plan::{ExitRecord, LaunchPlan, Resources, namespace::Kind},
-        task::{DeleteResponse, StateResponse},
+        task::StateResponse,
     },
     sys::{allocator, signalfd},
 };
@@ -45,9 +46,6 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// How often an exec that was killed whole is looked at until all of it is gone:
 /// its descendants are other processes' children, no signal tells of them.
 const DYING_POLL: Duration = Duration::from_millis(2);
-
-/// Execs that may be known at a time.
-const MAX_EXECS: usize = 128;
 
 /// How and when a process has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,7 +71,6 @@ pub struct Task {
     init: Init,
     /// The container's processes die with the init, for the kernel sees to it.
     own_pids: bool,
-    cgroup: Cgroup,
     /// What the cgroup had counted before the init ran.
     oom_kills: u64,
     pub output: Output,
@@ -88,9 +85,7 @@ pub struct Task {
     message: String,
     deadline: Option<Instant>,
     record: Option<ExitRecord>,
-    execs: Vec<Exec>,
-    /// Cgroups of forgotten execs in which children live on.
-    leftovers: Vec<Cgroup>,
+    pub execs: Execs,
 }
 
 impl Task {
@@ -127,10 +122,7 @@ impl Task {
         }
         let init = launcher::create(plan, bundle, stdio)
             .map_err(|error| fault::new(Code::Internal, format!("create container {}: {error}", plan.id)))?;
-        let path = plan.cgroup.as_ref().map_or("", |cgroup| cgroup.path.as_str());
-        let cgroup =
-            Cgroup::open(path).map_err(|error| fault::internal("open the container's cgroup", error))?;
-        let oom_kills = cgroup.oom_kills().unwrap_or(0);
+        let oom_kills = init.cgroup.oom_kills().unwrap_or(0);
         let mut task = Task {
             id: plan.id.clone(),
             bundle: bundle.into(),
@@ -139,7 +131,6 @@ impl Task {
                 .namespaces
                 .iter()
                 .any(|ns| ns.kind() == Kind::Pid && ns.path.is_empty()),
-            cgroup,
             oom_kills,
             output,
             terminal: None,
@@ -149,8 +140,7 @@ impl Task {
             message: String::new(),
             deadline: None,
             record: None,
-            execs: Vec::new(),
-            leftovers: Vec::new(),
+            execs: Execs::default(),
             init,
         };
         if let Err(error) = task.open_terminal() {
@@ -194,9 +184,8 @@ impl Task {
                 self.message = "ended before it was started".into();
             }
             self.ended(code);
-        } else if let Some(exec) = self.execs.iter_mut().find(|exec| exec.pid() == Some(pid)) {
-            exec.reaped(code);
-            self.forget_orphans();
+        } else {
+            self.execs.reaped(pid, code);
         }
     }
 
@@ -214,7 +203,7 @@ impl Task {
         self.terminal = None;
         self.stdin = None;
         if !self.own_pids
-            && let Err(error) = self.cgroup.kill()
+            && let Err(error) = self.init.cgroup.kill()
         {
             note(format_args!("kill what the init left in its cgroup: {error}"));
         }
@@ -226,7 +215,7 @@ impl Task {
         let (Some(exit), Some(deadline), None) = (self.exit, self.deadline, &self.record) else {
             return false;
         };
-        let busy = !self.output.is_ended() || self.execs.iter().any(Exec::is_running);
+        let busy = !self.output.is_ended() || self.execs.any_running();
         if busy && Instant::now() < deadline {
             return false;
         }
@@ -234,7 +223,7 @@ impl Task {
         for source in [Source::Stdout, Source::Stderr] {
             self.output.close(source);
         }
-        let oom_kills = self.cgroup.oom_kills().unwrap_or(0);
+        let oom_kills = self.init.cgroup.oom_kills().unwrap_or(0);
         let record = ExitRecord {
             code: exit.code,
             started_at: self.started_at,
@@ -256,18 +245,14 @@ impl Task {
     /// When [`Task::settle`], or an exec, must be looked at again.
     pub fn deadline(&self) -> Option<Instant> {
         let end = self.deadline.filter(|_| self.record.is_none());
-        let dying = self
-            .execs
-            .iter()
-            .any(|exec| exec.exit().is_none() && exec.has_ended());
-        let look = dying.then(|| Instant::now() + DYING_POLL);
+        let look = self.execs.any_dying().then(|| Instant::now() + DYING_POLL);
         end.into_iter().chain(look).min()
     }
 
     /// Kills and reaps an init that never ran, and removes the cgroup: no record,
     /// for nothing happened.
     pub fn discard(&mut self) {
-        if let Err(error) = self.cgroup.kill() {
+        if let Err(error) = self.init.cgroup.kill() {
             note(format_args!("kill container {}: {error}", self.id));
         }
         let _ = signalfd::send(self.init.pidfd.as_fd(), libc::SIGKILL);
@@ -278,12 +263,13 @@ impl Task {
     }
 
     fn remove_cgroup(&self) {
-        if let Err(error) = self.cgroup.remove() {
+        if let Err(error) = self.init.cgroup.remove() {
             note(format_args!(
                 "remove the cgroup of container {}: {error}",
                 self.id
             ));
         }
+        remove_empty_parents(self.init.cgroup.parents_made());
     }
 
     /// Reads a stream; whether it has ended, so that nobody waits for it any more.
@@ -319,7 +305,8 @@ impl Task {
 
     pub fn pause(&mut self) -> Result<(), Fault> {
         let next = self.state.next(Event::Pause).map_err(fault::illegal)?;
-        self.cgroup
+        self.init
+            .cgroup
             .freeze()
             .map_err(|error| fault::internal("freeze the container", error))?;
         self.state = next;
@@ -328,7 +315,8 @@ impl Task {
 
     pub fn resume(&mut self) -> Result<(), Fault> {
         let next = self.state.next(Event::Resume).map_err(fault::illegal)?;
-        self.cgroup
+        self.init
+            .cgroup
             .thaw()
             .map_err(|error| fault::internal("thaw the container", error))?;
         self.state = next;
@@ -344,7 +332,8 @@ impl Task {
             ));
         }
         if all {
-            self.cgroup
+            self.init
+                .cgroup
                 .kill()
                 .map_err(|error| fault::internal("kill the container's cgroup", error))?;
         } else {
@@ -359,7 +348,8 @@ impl Task {
     }
 
     pub fn pids(&self) -> Result<Vec<i32>, Fault> {
-        self.cgroup
+        self.init
+            .cgroup
             .pids()
             .map_err(|error| fault::internal("list the container's processes", error))
     }
@@ -371,7 +361,8 @@ impl Task {
                 format!("container {} has ended", self.id),
             ));
         }
-        self.cgroup
+        self.init
+            .cgroup
             .apply(resources)
             .map_err(|error| fault::internal("update the container's cgroup", error))
     }
@@ -392,120 +383,40 @@ impl Task {
         self.stdin = None;
     }
 
+    /// Adds an exec, to be started later.
     pub fn add_exec(&mut self, exec: Exec) -> Result<(), Fault> {
-        if !matches!(self.state, State::Running) {
-            let message = format!(
-                "container {} is {}: exec needs a running one",
-                self.id,
-                self.state.name()
-            );
-            return Err(fault::new(Code::FailedPrecondition, message));
-        }
-        if self.execs.iter().any(|other| other.id == exec.id) {
-            return Err(fault::new(
-                Code::AlreadyExists,
-                format!("exec {} exists", exec.id),
-            ));
-        }
-        if self.execs.len() >= MAX_EXECS {
-            let message = format!("container {} has {MAX_EXECS} execs: wait for one to end", self.id);
-            return Err(fault::new(Code::ResourceExhausted, message));
-        }
-        self.execs.push(exec);
-        Ok(())
+        self.running()?;
+        self.execs.add(exec)
     }
 
     /// Runs an exec that was added; its pid. One that cannot be run is forgotten.
     pub fn start_exec(&mut self, id: &str) -> Result<i32, Fault> {
-        if self.state != State::Running {
-            let message = format!(
-                "container {} is {}: exec needs a running one",
-                self.id,
-                self.state.name()
-            );
-            return Err(fault::new(Code::FailedPrecondition, message));
-        }
-        let at = self.find(id)?;
+        self.running()?;
         let target = ExecTarget {
-            pid: self.init.pid,
             pidfd: self.init.pidfd.as_fd(),
-            cgroup: &self.cgroup,
+            cgroup: &self.init.cgroup,
         };
-        let created = self.execs[at].state() == State::Created;
-        let started = self.execs[at].start(&target);
+        let started = self.execs.start(id, &target);
         allocator::trim();
-        if started.is_err() && created {
-            self.execs.remove(at);
-        }
         started
     }
 
-    pub fn exec(&self, id: &str) -> Result<&Exec, Fault> {
-        self.find(id).map(|at| &self.execs[at])
-    }
-
-    pub fn exec_mut(&mut self, id: &str) -> Result<&mut Exec, Fault> {
-        self.find(id).map(|at| &mut self.execs[at])
-    }
-
-    fn find(&self, id: &str) -> Result<usize, Fault> {
-        let found = self.execs.iter().position(|exec| exec.id == id);
-        found.ok_or_else(|| fault::new(Code::NotFound, format!("container {} has no exec {id}", self.id)))
-    }
-
-    /// Forgets an exec that does not run.
-    pub fn delete_exec(&mut self, id: &str) -> Result<DeleteResponse, Fault> {
-        let at = self.find(id)?;
-        if self.execs[at].is_running() {
-            return Err(fault::new(
-                Code::FailedPrecondition,
-                format!("exec {id} is running: kill it first"),
-            ));
+    fn running(&self) -> Result<(), Fault> {
+        if self.state == State::Running {
+            return Ok(());
         }
-        let mut exec = self.execs.remove(at);
-        let deleted = exec.deleted();
-        self.sweep(exec.take_cgroup());
-        Ok(deleted)
-    }
-
-    /// A client has gone: terminals of its execs are let go, and those of its
-    /// execs that do not run are forgotten. The others run on.
-    pub fn client_gone(&mut self, client: u32) {
-        for exec in self.execs.iter_mut().filter(|exec| exec.owner == Some(client)) {
-            exec.owner = None;
-            exec.close_console();
-        }
-        self.forget_orphans();
-    }
-
-    /// Forgets execs that do not run and whose client has gone.
-    fn forget_orphans(&mut self) {
-        while let Some(at) = self
-            .execs
-            .iter()
-            .position(|exec| exec.owner.is_none() && !exec.is_running())
-        {
-            let cgroup = self.execs.remove(at).take_cgroup();
-            self.sweep(cgroup);
-        }
-    }
-
-    /// Removes the cgroups of forgotten execs in which nothing lives any more.
-    fn sweep(&mut self, more: Option<Cgroup>) {
-        self.leftovers.extend(more);
-        self.leftovers
-            .retain(|cgroup| !(is_empty(cgroup) && cgroup.remove().is_ok()));
+        let message = format!(
+            "container {} is {}: exec needs a running one",
+            self.id,
+            self.state.name()
+        );
+        Err(fault::new(Code::FailedPrecondition, message))
     }
 
     /// The descriptor of an open stream of the init.
     pub fn stream(&self, source: Source) -> Option<BorrowedFd<'_>> {
         self.output.descriptor(source)
     }
-}
-
-/// Nothing lives in it: zombies do not count.
-pub fn is_empty(cgroup: &Cgroup) -> bool {
-    cgroup.pids().is_ok_and(|pids| pids.is_empty())
 }
 
 fn null() -> std::io::Result<OwnedFd> {

@@ -1,0 +1,101 @@
+//! The shim as a process: how it is started and how its socket is reached.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek, SeekFrom},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, net::UnixListener, process::CommandExt},
+    },
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use super::{Error, ttrpc::Client};
+use crate::shim::SOCKET;
+
+/// The shim's log in the container's state folder.
+const LOG: &str = "shim.log";
+
+/// Binds the socket in `dir` and runs the program; the error with its step. The socket is
+/// the child's standard input, so that nothing but the standard library's vfork
+/// is needed to hand it over.
+pub fn start(
+    program: &Path,
+    id: &str,
+    dir: &Path,
+) -> Result<tokio::process::Child, (&'static str, io::Error)> {
+    let (_folder, socket) = socket_path(dir).map_err(|error| ("open the folder", error))?;
+    match fs::remove_file(&socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(("remove the old socket", error));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&socket).map_err(|error| ("bind shim.sock", error))?;
+    let log = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(dir.join(LOG))
+        .map_err(|error| ("open shim.log", error))?;
+    let mut command = std::process::Command::new(program);
+    command
+        .arg0("berth-shim")
+        .args(["-id", id])
+        .current_dir(dir)
+        .env_clear()
+        .stdin(OwnedFd::from(listener))
+        .stdout(Stdio::null())
+        .stderr(log);
+    tokio::process::Command::from(command)
+        .spawn()
+        .map_err(|error| ("execute it", error))
+}
+
+/// A path to the socket that is short enough for a sockaddr_un, whatever the
+/// folder's is; good as long as the descriptor is open.
+fn socket_path(dir: &Path) -> io::Result<(File, PathBuf)> {
+    let folder = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_DIRECTORY)
+        .open(dir)?;
+    let path = format!("/proc/self/fd/{}/{SOCKET}", folder.as_raw_fd());
+    Ok((folder, path.into()))
+}
+
+/// Connects to the socket in `dir`; [`Error::Gone`] when nobody listens.
+pub async fn connect(id: &str, dir: &Path) -> Result<Client, Error> {
+    let gone = || Error::Gone {
+        id: id.into(),
+        dir: dir.into(),
+    };
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => gone(),
+        _ => Error::Connect {
+            id: id.into(),
+            dir: dir.into(),
+            source,
+        },
+    };
+    let (_folder, path) = socket_path(dir).map_err(failed)?;
+    let stream = tokio::net::UnixStream::connect(&path).await.map_err(failed)?;
+    Ok(Client::new(stream))
+}
+
+/// The last line of the shim's log, for an error: empty, or begins with ": ".
+pub fn last_words(dir: &Path) -> String {
+    let tail = || -> io::Result<String> {
+        let mut log = File::open(dir.join(LOG))?;
+        let length = log.metadata()?.len();
+        log.seek(SeekFrom::Start(length.saturating_sub(1024)))?;
+        let mut tail = Vec::new();
+        log.take(1024).read_to_end(&mut tail)?;
+        Ok(String::from_utf8_lossy(&tail).into_owned())
+    };
+    match tail().unwrap_or_default().lines().last() {
+        Some(line) => format!(": {line}"),
+        None => String::new(),
+    }
+}

@@ -1,0 +1,20 @@
+//! Stories of the shim, with the real binary and real containers: needs root, and
+//! a machine whose cgroups can be written.
+
+mod exec;
+mod fixture;
+mod life;
+mod log;
+
+/// Whether containers can be made here; says why not.
+fn can_run() -> bool {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: needs root");
+        return false;
+    }
+    if !std::path::Path::new("/bin/busybox").exists() {
+        println!("skipped: needs busybox-static");
+        return false;
+    }
+    true
+}
