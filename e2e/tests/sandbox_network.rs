@@ -1,0 +1,185 @@
+//! The built-in bridge: addresses of both families, host ports, the host's network.
+
+use std::{
+    io::{Read, Write},
+    net::{TcpStream, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use e2e::{
+    Client, Pod, Result, Story,
+    client::{pod_security, security},
+    cri, kernel,
+    registry::free_port,
+};
+
+fn port(protocol: cri::Protocol, container: u16, host: u16) -> cri::PortMapping {
+    cri::PortMapping {
+        protocol: protocol.into(),
+        container_port: container.into(),
+        host_port: host.into(),
+        host_ip: String::new(),
+    }
+}
+
+/// What a TCP server says to who connects; tried until it listens.
+fn ask(address: &str) -> Result<String> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let answer = TcpStream::connect(address).and_then(|mut stream| {
+            stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        });
+        match answer {
+            Ok(text) if !text.is_empty() => return Ok(text),
+            Err(error) if Instant::now() > deadline => return Err(anyhow::anyhow!("{address}: {error}")),
+            _ if Instant::now() > deadline => return Err(anyhow::anyhow!("{address}: no answer")),
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+async fn serving(client: &Client, image: &str, pod: &Pod) -> Result<String> {
+    let script = "nc -lk -p 80 -e echo served & nc -ulk -p 53 -e cat & sleep 1000";
+    Ok(client.run(pod, client.script("server", image, script)).await?)
+}
+
+#[tokio::test]
+async fn pods_have_addresses_and_reach_each_other() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let one = client.run_pod("one").await?;
+    let two = client.run_pod("two").await?;
+    serving(client, &story.image.tag, &one).await?;
+    let addresses = client.addresses(&one).await?;
+    let others = client.addresses(&two).await?;
+    assert!(
+        addresses.iter().all(|a| !others.contains(a)),
+        "{addresses:?} {others:?}"
+    );
+    if !story.node.is_peer() {
+        assert_eq!(addresses.len(), 2, "one of each family: {addresses:?}");
+        assert!(addresses.iter().any(|a| a.contains('.')) && addresses.iter().any(|a| a.contains(':')));
+    }
+    let asking = client.run(&two, story.script("asking", "sleep 1000")).await?;
+    let inside = client.sh(&asking, "ip addr show; ip link show lo").await?;
+    assert!(inside.contains("LOOPBACK,UP"), "{inside}");
+    for address in &others {
+        assert!(inside.contains(address.as_str()), "{address} is not in {inside}");
+    }
+    for address in &addresses {
+        // From the host, and from the other pod.
+        let host = if address.contains(':') {
+            format!("[{address}]:80")
+        } else {
+            format!("{address}:80")
+        };
+        assert_eq!(ask(&host)?, "served\n", "{host}");
+        assert_eq!(
+            client
+                .sh(&asking, &format!("nc -w 2 {address} 80 </dev/null"))
+                .await?,
+            "served"
+        );
+    }
+    // Out of the pod the node can be reached.
+    let gateway = client
+        .sh(&asking, "ip route | grep default | cut -d' ' -f3")
+        .await?;
+    assert_eq!(
+        client
+            .sh(&asking, &format!("ping -c 1 -W 2 {gateway} >/dev/null; echo $?"))
+            .await?,
+        "0"
+    );
+    story.finish().await
+}
+
+#[tokio::test]
+async fn host_ports_lead_into_the_pod() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let (tcp, udp, bound) = (free_port()?, free_port()?, free_port()?);
+    let mut config = client.pod_config("ports");
+    config.port_mappings = vec![
+        port(cri::Protocol::Tcp, 80, tcp),
+        port(cri::Protocol::Udp, 53, udp),
+        cri::PortMapping {
+            host_ip: "127.0.0.1".into(),
+            ..port(cri::Protocol::Tcp, 80, bound)
+        },
+    ];
+    let pod = client.run_pod_with(config).await?;
+    let server = serving(client, &story.image.tag, &pod).await?;
+    for port in [tcp, bound] {
+        assert_eq!(ask(&format!("127.0.0.1:{port}"))?, "served\n");
+    }
+    let socket = UdpSocket::bind("127.0.0.1:0")?;
+    socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+    socket.send_to(b"echo", format!("127.0.0.1:{udp}"))?;
+    let mut bytes = [0; 16];
+    let count = socket.recv(&mut bytes)?;
+    assert_eq!(&bytes[..count], b"echo");
+
+    // Another pod reaches it by the node's own address too.
+    let other = client.run_pod("other").await?;
+    let asking = client.run(&other, story.script("asking", "sleep 1000")).await?;
+    let gateway = client
+        .sh(&asking, "ip route | grep default | cut -d' ' -f3")
+        .await?;
+    assert_eq!(
+        client
+            .sh(&asking, &format!("nc -w 2 {gateway} {tcp} </dev/null"))
+            .await?,
+        "served"
+    );
+
+    // A stopped pod gives its ports back.
+    client.stop(&server, 0).await?;
+    client.stop_pod(&pod.id).await?;
+    assert!(TcpStream::connect(format!("127.0.0.1:{tcp}")).is_err());
+    story.finish().await
+}
+
+#[tokio::test]
+async fn the_hosts_network_is_the_hosts() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let mut config = client.pod_config("host");
+    config.hostname = String::new();
+    let node = cri::NamespaceMode::Node.into();
+    pod_security(&mut config)
+        .namespace_options
+        .get_or_insert_default()
+        .network = node;
+    let pod = client.run_pod_with(config).await?;
+    let mut container = story.script("c", "sleep 1000");
+    security(&mut container)
+        .namespace_options
+        .get_or_insert_default()
+        .network = node;
+    let id = client.run(&pod, container).await?;
+    let own = std::fs::read_link("/proc/self/ns/net")?;
+    assert_eq!(
+        client.sh(&id, "readlink /proc/self/ns/net").await?,
+        own.to_string_lossy()
+    );
+    assert_eq!(client.addresses(&pod).await?, [""]);
+    assert_eq!(
+        client.sh(&id, "hostname").await?,
+        kernel::output("hostname", &[]).trim()
+    );
+
+    // A server in the pod is a server of the host.
+    let port = free_port()?;
+    let server = format!("nc -l -p {port} -e echo from-host-net & sleep 0.2");
+    client.sh(&id, &server).await?;
+    let mut text = String::new();
+    let mut stream = TcpStream::connect(format!("127.0.0.1:{port}"))?;
+    let _ = stream.write_all(b"\n");
+    let _ = stream.read_to_string(&mut text);
+    assert_eq!(text, "from-host-net\n");
+    story.finish().await
+}
