@@ -1,0 +1,146 @@
+//! Limits: set, seen in the cgroup, changed, and kept by the kernel.
+
+use std::fs;
+
+use e2e::{Result, Story, client::resources, cri, kernel};
+
+/// The values of one file in every hierarchy where this container has a cgroup.
+fn values(id: &str, file: &str) -> Result<Vec<String>> {
+    let mut found = Vec::new();
+    for root in kernel::hierarchies()? {
+        let mut folders = vec![root];
+        while let Some(folder) = folders.pop() {
+            if folder
+                .file_name()
+                .is_some_and(|name| name.to_string_lossy().contains(id))
+            {
+                found.extend(fs::read_to_string(folder.join(file)).map(|text| text.trim().to_owned()));
+                continue;
+            }
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    folders.push(entry.path());
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// One value under its v1 or its v2 name.
+fn value(id: &str, v1: &str, v2: &str) -> Result<String> {
+    let mut found = values(id, v1)?;
+    found.extend(values(id, v2)?);
+    Ok(found.into_iter().next().unwrap_or_default())
+}
+
+#[tokio::test]
+async fn limits_are_in_the_cgroup_and_can_be_changed() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let pod = client.run_pod("limits").await?;
+    let mut config = story.script("c", "sleep 1000");
+    *resources(&mut config) = cri::LinuxContainerResources {
+        cpu_period: 100_000,
+        cpu_quota: 50_000,
+        cpu_shares: 512,
+        memory_limit_in_bytes: 64 << 20,
+        cpuset_cpus: "0".into(),
+        ..Default::default()
+    };
+    let id = client.run(&pod, config).await?;
+    let memory = value(&id, "memory.limit_in_bytes", "memory.max")?;
+    assert_eq!(memory, (64 << 20).to_string());
+    let quota = value(&id, "cpu.cfs_quota_us", "cpu.max")?;
+    assert!(quota == "50000" || quota == "50000 100000", "{quota}");
+    let shares = value(&id, "cpu.shares", "cpu.weight")?;
+    assert!(shares == "512" || shares == "20" || shares == "59", "{shares}");
+    assert_eq!(value(&id, "cpuset.cpus", "cpuset.cpus")?, "0");
+    assert_eq!(
+        client
+            .sh(&id, "grep Cpus_allowed_list /proc/self/status | cut -f2")
+            .await?,
+        "0"
+    );
+
+    let request = cri::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(cri::LinuxContainerResources {
+            memory_limit_in_bytes: 96 << 20,
+            cpu_quota: 70_000,
+            cpu_period: 100_000,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    client.runtime.clone().update_container_resources(request).await?;
+    assert_eq!(
+        value(&id, "memory.limit_in_bytes", "memory.max")?,
+        (96 << 20).to_string()
+    );
+    let quota = value(&id, "cpu.cfs_quota_us", "cpu.max")?;
+    assert!(quota.starts_with("70000"), "{quota}");
+    // What the update does not name stays.
+    assert_eq!(value(&id, "cpuset.cpus", "cpuset.cpus")?, "0");
+    if !story.node.is_peer() {
+        let told = client
+            .status(&id)
+            .await?
+            .resources
+            .and_then(|r| r.linux)
+            .expect("told");
+        assert_eq!(
+            (told.memory_limit_in_bytes, told.cpu_quota, told.cpu_shares),
+            (96 << 20, 70_000, 512)
+        );
+    }
+    story.finish().await
+}
+
+#[tokio::test]
+async fn too_much_memory_is_told_as_such() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let pod = client.run_pod("oom").await?;
+    let mut config = story.script(
+        "c",
+        "dd if=/dev/zero of=/dev/null bs=200M count=1; sleep 0.2; dd if=/dev/zero of=/dev/null bs=300M",
+    );
+    config.command = ["dd", "if=/dev/zero", "of=/dev/null", "bs=200M"]
+        .map(str::to_owned)
+        .to_vec();
+    resources(&mut config).memory_limit_in_bytes = 20 << 20;
+    let id = client.run(&pod, config).await?;
+    let status = client.wait_exit(&id).await?;
+    assert_eq!((status.exit_code, &*status.reason), (137, "OOMKilled"));
+    story.finish().await
+}
+
+#[tokio::test]
+async fn cgroups_are_below_the_parent_of_the_pod() -> Result {
+    let mut story = Story::begin().await?;
+    let parent = format!("/e2e-parent-{:x}", std::process::id());
+    story.node.also_ours(&parent)?;
+    let client = &story.client;
+    let mut config = client.pod_config("parent");
+    config.linux.get_or_insert_default().cgroup_parent = parent.clone();
+    let pod = client.run_pod_with(config).await?;
+    let id = client.run(&pod, story.script("c", "sleep 1000")).await?;
+    let pid = kernel::output("pgrep", &["-f", "sleep 1000"]);
+    let inside = pid.lines().any(|pid| {
+        fs::read_to_string(format!("/proc/{pid}/cgroup"))
+            .is_ok_and(|text| text.contains(&format!("{parent}/")))
+    });
+    assert!(inside, "{id} is not below {parent}");
+    // The container sees itself at the root of the tree.
+    let own = client.sh(&id, "cat /proc/self/cgroup").await?;
+    if !story.node.is_peer() {
+        assert!(!own.contains(&parent), "{own}");
+    }
+    client.stop_pod(&pod.id).await?;
+    client.remove_pod(&pod.id).await?;
+    if story.node.is_peer() {
+        return story.finish().await;
+    }
+    story.finish().await
+}

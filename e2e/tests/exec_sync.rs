@@ -1,0 +1,117 @@
+//! Commands in a running container, waited for.
+
+use std::time::{Duration, Instant};
+
+use e2e::{Result, Story, client::security, cri, kernel};
+use tonic::Code;
+
+#[tokio::test]
+async fn output_code_and_surroundings() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let pod = client.run_pod("exec").await?;
+    let mut config = story.script("c", "sleep 1000");
+    config.working_dir = "/tmp".into();
+    config.envs = vec![cri::KeyValue {
+        key: "A".into(),
+        value: "b".into(),
+    }];
+    security(&mut config).run_as_user = Some(cri::Int64Value { value: 1001 });
+    let id = client.run(&pod, config).await?;
+    let output = client
+        .exec(&id, &["sh", "-c", "echo out; echo err >&2; exit 3"])
+        .await?;
+    assert_eq!(
+        (&*output.stdout, &*output.stderr, output.code),
+        ("out\n", "err\n", 3)
+    );
+    assert_eq!(
+        client.sh(&id, "pwd; echo $A; id -u; id -g").await?,
+        "/tmp\nb\n1001\n1002"
+    );
+    let big = client.exec(&id, &["head", "-c", "1000000", "/dev/zero"]).await?;
+    assert_eq!(big.stdout.len(), 1_000_000);
+    // It is a process of the container: same namespaces, cgroup, mounts.
+    let own = "for n in mnt net pid ipc uts cgroup; do readlink /proc/$0/ns/$n; done";
+    let of_init = client.exec(&id, &["sh", "-c", own, "1"]).await?;
+    let of_exec = client.exec(&id, &["sh", "-c", own, "self"]).await?;
+    assert_eq!(of_init.stdout, of_exec.stdout);
+    story.finish().await
+}
+
+#[tokio::test]
+async fn a_timeout_kills_every_descendant() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let (_, id) = story.sleeper("timeout").await?;
+    let mark = format!("{}", 600_000 + std::process::id());
+    let script = format!("setsid sleep {mark} >/dev/null 2>&1 & setsid nohup sleep {mark} & sleep {mark}");
+    let begin = Instant::now();
+    let error = client
+        .exec_within(&id, &["sh", "-c", &script], 1)
+        .await
+        .unwrap_err();
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
+    if !story.node.is_peer() {
+        assert_eq!(kernel::output("pgrep", &["-fx", &format!("sleep {mark}")]), "");
+        assert_eq!(
+            client
+                .sh(&id, "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l")
+                .await?,
+            "0"
+        );
+    }
+    // The container goes on.
+    assert_eq!(client.sh(&id, "echo here").await?, "here");
+    assert_eq!(
+        client.status(&id).await?.state(),
+        cri::ContainerState::ContainerRunning
+    );
+    story.finish().await
+}
+
+#[tokio::test]
+async fn what_cannot_be_executed() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let (_, id) = story.sleeper("wrong").await?;
+    let error = client.exec(&id, &["/no/such/program"]).await.unwrap_err();
+    assert!(error.message().contains("/no/such/program"), "{error}");
+    let error = client.exec(&id, &["/etc/passwd"]).await.unwrap_err();
+    assert!(
+        error.message().to_lowercase().contains("permission denied"),
+        "{error}"
+    );
+    client.stop(&id, 0).await?;
+    let error = client.exec(&id, &["true"]).await.unwrap_err();
+    assert!(error.message().contains(&id), "{error}");
+    if !story.node.is_peer() {
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+        let error = client.exec(&id, &[]).await.unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+    }
+    story.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_at_the_same_time() -> Result {
+    let story = Story::begin().await?;
+    let (_, id) = story.sleeper("many").await?;
+    let execs: Vec<_> = (0..30)
+        .map(|number| {
+            let (client, id) = (story.client.clone(), id.clone());
+            tokio::spawn(async move {
+                client
+                    .exec(&id, &["sh", "-c", &format!("echo {number}; exit {number}")])
+                    .await
+            })
+        })
+        .collect();
+    for (number, exec) in execs.into_iter().enumerate() {
+        let output = exec.await??;
+        assert_eq!(output.stdout, format!("{number}\n"));
+        assert_eq!(usize::try_from(output.code)?, number);
+    }
+    story.finish().await
+}
