@@ -32,7 +32,7 @@ async fn every_line_has_time_stream_and_tag() -> Result {
         assert!(time.len() >= 30 && time.as_bytes()[10] == b'T', "{time}");
     }
     assert!(times.is_sorted(), "{times:?}");
-    assert_eq!(fs::metadata(&path)?.file_type().is_file(), true);
+    assert!(fs::metadata(&path)?.file_type().is_file());
     story.finish().await
 }
 
