@@ -50,7 +50,7 @@ async fn a_conflist_is_used_when_there_is_one() -> Result {
     let id = client
         .run(
             &pod,
-            story.script("c", "nc -lk -p 80 -e echo served & sleep 1000"),
+            story.script("c", "nc -ll -p 80 -e echo served & sleep 1000"),
         )
         .await?;
     let inside = client.sh(&id, "ip addr").await?;

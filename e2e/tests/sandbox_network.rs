@@ -1,8 +1,11 @@
 //! The built-in bridge: addresses of both families, host ports, the host's network.
 
 use std::{
+    fs::File,
     io::{Read, Write},
     net::{TcpStream, UdpSocket},
+    os::fd::AsFd,
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -12,6 +15,7 @@ use e2e::{
     cri, kernel,
     registry::free_port,
 };
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 fn port(protocol: cri::Protocol, container: u16, host: u16) -> cri::PortMapping {
     cri::PortMapping {
@@ -41,9 +45,31 @@ fn ask(address: &str) -> Result<String> {
     }
 }
 
-async fn serving(client: &Client, image: &str, pod: &Pod) -> Result<String> {
-    let script = "nc -lk -p 80 -e echo served & nc -ulk -p 53 -e cat & sleep 1000";
-    Ok(client.run(pod, client.script("server", image, script)).await?)
+/// A server of TCP on port 80; `mark` tells its process from others.
+async fn serving(client: &Client, image: &str, pod: &Pod, mark: u32) -> Result<String> {
+    let script = format!("nc -ll -p 80 -e echo served & exec sleep {mark}");
+    Ok(client.run(pod, client.script("server", image, &script)).await?)
+}
+
+/// Answers one UDP message with itself, on port 53 of the network namespace of
+/// the process that sleeps for `mark` seconds.
+fn echo_once(mark: u32) -> Result<()> {
+    let pid = kernel::output("pgrep", &["-fx", &format!("sleep {mark}")]);
+    let space = File::open(format!("/proc/{}/ns/net", pid.trim()))?;
+    let (bound, ready) = mpsc::channel();
+    // A thread of its own enters the namespace and ends in it.
+    std::thread::spawn(move || -> Result<()> {
+        move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let socket = UdpSocket::bind("0.0.0.0:53")?;
+        socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+        bound.send(())?;
+        let mut bytes = [0; 64];
+        let (count, from) = socket.recv_from(&mut bytes)?;
+        socket.send_to(&bytes[..count], from)?;
+        Ok(())
+    });
+    ready.recv_timeout(Duration::from_secs(5))?;
+    Ok(())
 }
 
 #[tokio::test]
@@ -52,7 +78,7 @@ async fn pods_have_addresses_and_reach_each_other() -> Result {
     let client = &story.client;
     let one = client.run_pod("one").await?;
     let two = client.run_pod("two").await?;
-    serving(client, &story.image.tag, &one).await?;
+    serving(client, &story.image.tag, &one, 810_000 + std::process::id()).await?;
     let addresses = client.addresses(&one).await?;
     let others = client.addresses(&two).await?;
     assert!(
@@ -112,10 +138,12 @@ async fn host_ports_lead_into_the_pod() -> Result {
         },
     ];
     let pod = client.run_pod_with(config).await?;
-    let server = serving(client, &story.image.tag, &pod).await?;
+    let mark = 820_000 + std::process::id();
+    let server = serving(client, &story.image.tag, &pod, mark).await?;
     for port in [tcp, bound] {
         assert_eq!(ask(&format!("127.0.0.1:{port}"))?, "served\n");
     }
+    echo_once(mark)?;
     let socket = UdpSocket::bind("127.0.0.1:0")?;
     socket.set_read_timeout(Some(Duration::from_secs(3)))?;
     socket.send_to(b"echo", format!("127.0.0.1:{udp}"))?;
@@ -174,7 +202,7 @@ async fn the_hosts_network_is_the_hosts() -> Result {
 
     // A server in the pod is a server of the host.
     let port = free_port()?;
-    let server = format!("nc -l -p {port} -e echo from-host-net & sleep 0.2");
+    let server = format!("nc -l -p {port} -e echo from-host-net >/dev/null 2>&1 & sleep 0.2");
     client.sh(&id, &server).await?;
     let mut text = String::new();
     let mut stream = TcpStream::connect(format!("127.0.0.1:{port}"))?;
