@@ -55,7 +55,10 @@ impl Story {
     /// A pod with one container that sleeps: pod and container id.
     pub async fn sleeper(&self, name: &str) -> Result<(Pod, String)> {
         let pod = self.client.run_pod(name).await?;
-        let id = self.client.run(&pod, self.script(name, "sleep 1000")).await?;
+        let id = self
+            .client
+            .run(&pod, self.script(name, "exec sleep 1000"))
+            .await?;
         Ok((pod, id))
     }
 

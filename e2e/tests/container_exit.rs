@@ -115,13 +115,17 @@ async fn nothing_of_a_container_outlives_it() -> Result {
     );
     let id = client.run(&pod, story.script("c", &script)).await?;
     ready(&story, &id).await?;
-    assert_eq!(
+    let sleeping = || {
         kernel::output("pgrep", &["-fx", &format!("sleep {mark}")])
             .lines()
-            .count(),
-        3
-    );
+            .count()
+    };
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while sleeping() < 3 {
+        assert!(Instant::now() < deadline, "{} of 3", sleeping());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     client.stop(&id, 0).await?;
-    assert_eq!(kernel::output("pgrep", &["-fx", &format!("sleep {mark}")]), "");
+    assert_eq!(sleeping(), 0);
     story.finish().await
 }

@@ -1,0 +1,61 @@
+# Two commands: `make run` shows a pod's life, `make test` runs every check.
+# `make build` puts the three binaries into target/berth.
+
+CARGO ?= cargo
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+BIN := target/berth
+DEMO_BIN := target/berth-release
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+PACKAGES := gcc libc6-dev libseccomp-dev pkg-config busybox-static docker-registry \
+	apache2-utils nftables iproute2 procps containernetworking-plugins
+
+# The shim is static and not relocatable: fewest private pages, and no loader to
+# trust inside a container's namespaces.
+SHIM_FLAGS := -C target-feature=+crt-static -C relocation-model=static
+SHIM := target/$(HOST)/shim/berth-shim
+
+# Tests make namespaces, mounts and cgroups: they run as root.
+ifneq ($(SUDO),)
+export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
+endif
+
+.PHONY: run test build release shim deps fmt clippy tests
+
+run: deps release
+	$(SUDO) env BERTH_BIN=$(CURDIR)/$(DEMO_BIN) target/release/demo
+
+test: deps
+	@sh .ci/test
+
+build: shim
+	$(CARGO) build --workspace --bins
+	mkdir -p $(BIN)
+	install target/debug/berthd target/debug/berth $(SHIM) $(BIN)/
+
+release: shim
+	$(CARGO) build --release -p berth --bin berthd --bin berth -p e2e --bin demo
+	mkdir -p $(DEMO_BIN)
+	install target/release/berthd target/release/berth $(SHIM) $(DEMO_BIN)/
+
+shim:
+	RUSTFLAGS="$(SHIM_FLAGS)" $(CARGO) build --profile shim --no-default-features \
+		-p berth --bin berth-shim --target $(HOST)
+
+# Asks the network only when a package is missing.
+deps:
+	@missing=$$(for p in $(PACKAGES); do \
+		dpkg-query -W -f='$${db:Status-Status}' $$p 2>/dev/null | grep -qx installed || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+		$(SUDO) apt-get update && \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $$missing; \
+	fi
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy:
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -p berth --no-default-features --bin berth-shim --lib -- -D warnings
+
+tests: build
+	$(CARGO) test --workspace --no-fail-fast
