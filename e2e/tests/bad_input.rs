@@ -56,7 +56,9 @@ async fn unknown_ids_are_not_found_and_named() -> Result {
         }
     }
     // Stop and remove of what is not there are done.
-    client.stop(UNKNOWN, 0).await?;
+    if !story.node.is_peer() {
+        client.stop(UNKNOWN, 0).await?;
+    }
     client.remove(UNKNOWN).await?;
     client.stop_pod(UNKNOWN).await?;
     client.remove_pod(UNKNOWN).await?;

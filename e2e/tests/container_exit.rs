@@ -26,7 +26,7 @@ async fn codes_and_reasons() -> Result {
         let status = client.wait_exit(&id).await?;
         assert_eq!((status.exit_code, &*status.reason), (code, reason), "{name}");
         assert!(
-            status.started_at > 0 && status.finished_at >= status.started_at,
+            status.started_at > 0 && (status.finished_at >= status.started_at || story.node.is_peer()),
             "{status:?}"
         );
     }
@@ -110,9 +110,8 @@ async fn nothing_of_a_container_outlives_it() -> Result {
     let client = &story.client;
     let pod = client.run_pod("tree").await?;
     let mark = format!("{}", 500_000 + std::process::id());
-    let script = format!(
-        "for i in 1 2 3; do setsid nohup sleep {mark} >/dev/null 2>&1 & done; echo ready; sleep 1000"
-    );
+    let script =
+        format!("for i in 1 2 3; do setsid sleep {mark} >/dev/null 2>&1 & done; echo ready; sleep 1000");
     let id = client.run(&pod, story.script("c", &script)).await?;
     ready(&story, &id).await?;
     let sleeping = || {

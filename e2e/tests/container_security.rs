@@ -139,7 +139,9 @@ async fn privileged() -> Result {
         grep -c ' /sys sysfs rw' /proc/mounts; ls /dev | wc -l";
     let output = run(&story, "privileged", script, |s| s.privileged = true).await?;
     let lines: Vec<_> = output.stdout.lines().collect();
-    assert_eq!(lines[..3], ["mounted", "0", "1"], "{output:?}");
+    assert_eq!(lines[..2], ["mounted", "0"], "{output:?}");
+    // What kube-proxy needs; not so with every version of the peers.
+    assert!(lines[2] == "1" || story.node.is_peer(), "{output:?}");
     let host = std::fs::read_dir("/dev")?.count();
     assert!(
         lines[3].parse::<usize>()? + 10 > host,
@@ -196,12 +198,16 @@ async fn devices() -> Result {
     let story = Story::begin().await?;
     let client = &story.client;
     let pod = client.run_pod("devices").await?;
-    // The kernel's log: no container has it by custom.
-    let script = "dd if=/dev/own of=/tmp/read bs=8192 count=1 && echo read; echo x > /dev/own; echo $?";
+    // No container has this one by custom.
+    if !std::path::Path::new("/dev/fuse").exists() {
+        eprintln!("skipped: this machine has no /dev/fuse");
+        return story.finish().await;
+    }
+    let script = "(: < /dev/own) && echo read; (: > /dev/own); echo $?";
     let mut config = story.script("c", script);
     config.devices = vec![cri::Device {
         container_path: "/dev/own".into(),
-        host_path: "/dev/kmsg".into(),
+        host_path: "/dev/fuse".into(),
         permissions: "r".into(),
     }];
     let output = client.run_to_end(&pod, config).await?;
