@@ -1,1 +1,247 @@
-fn main() {}
+//! berthd: the life of the agent in order. Flags and configuration, logs,
+//! folders, records, network, images, recovery, the socket, and a drain at the end.
+
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use berth::{
+    config::{Config, DEFAULT_PATH},
+    cri::{self, ImageApi, Node, Paths, RuntimeApi, server},
+    image::Images,
+    instance::Instance,
+    network::Network,
+    pod::Pods,
+    runtime::ShimBinary,
+    spec::Host,
+    store::Store,
+    telemetry,
+};
+use clap::{Parser, Subcommand};
+use rustix::{
+    fs::{FlockOperation, flock},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long calls under way may take after SIGTERM.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Berth's agent: serves the Container Runtime Interface and runs the pods of this node.
+#[derive(Debug, Parser)]
+#[command(name = "berthd", version)]
+struct Flags {
+    /// Configuration file; config.d/*.toml beside it are read too.
+    #[arg(long, value_name = "FILE", global = true)]
+    config: Option<PathBuf>,
+    /// Where records, images and writable layers are kept.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/berth")]
+    root: PathBuf,
+    /// What does not outlive a reboot: namespaces, sockets, bundles.
+    #[arg(long, value_name = "DIR", default_value = "/run/berth")]
+    state: PathBuf,
+    /// Where the CRI is served: unix:///ABSOLUTE/PATH.
+    #[arg(long, value_name = "ADDRESS", default_value = "unix:///run/berth/berth.sock")]
+    address: String,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Print the configuration with every default.
+    Default,
+    /// Read the configuration, say what is wrong with it, or print what is in force.
+    Check,
+}
+
+fn main() -> ExitCode {
+    match run(&Flags::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("berthd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(flags: &Flags) -> Result<()> {
+    if let Some(Command::Config(ConfigCommand::Default)) = &flags.command {
+        print!("{}", toml::to_string(&Config::default())?);
+        return Ok(());
+    }
+    let path = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
+    let config = Config::load(path, flags.config.is_some())?;
+    if let Some(Command::Config(ConfigCommand::Check)) = &flags.command {
+        print!("{}", toml::to_string(&config)?);
+        return Ok(());
+    }
+    telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
+    raise_open_files();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("berthd")
+        .enable_all()
+        .build()
+        .context("start the runtime")?;
+    runtime.block_on(serve(flags, config))
+}
+
+async fn serve(flags: &Flags, config: Config) -> Result<()> {
+    let socket = server::socket_path(&flags.address)?;
+    let paths = Paths {
+        root: absolute(&flags.root)?,
+        state: absolute(&flags.state)?,
+    };
+    for folder in [
+        &paths.root,
+        &paths.root.join("containers"),
+        &paths.state,
+        &paths.state.join("sandboxes"),
+        &paths.state.join("containers"),
+    ] {
+        private_folder(folder)?;
+    }
+    let _lock = lock(&paths.root)?;
+    let instance = Instance::of(&paths.state);
+    let store = Arc::new(Store::open(&paths.root.join("berth.db"))?);
+    let images = Arc::new(Images::open(&paths.root, store.clone(), &config)?);
+    let network = Arc::new(Network::open(&config.network, &instance, store.clone())?);
+    let shim = ShimBinary::load(&shim_path(&config)?)?;
+    let host = Host::detect(&config)?;
+    let group = config.grpc.group;
+    let node = Arc::new(Node {
+        config,
+        instance,
+        paths,
+        store,
+        images,
+        network,
+        shim,
+        host,
+        pods: Pods::default(),
+        cgroup_parents: Default::default(),
+        operations: Arc::default(),
+    });
+
+    let listener = server::bind(&socket, group).await?;
+    cri::recover(&node).await.context("recover from the records")?;
+    tracing::info!(address = %flags.address, root = %node.paths.root.display(), "serving");
+    // Without a service manager there is nobody to tell.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+
+    let runtime = RuntimeApi { node: node.clone() };
+    let image = ImageApi { node: node.clone() };
+    let asked = Arc::new(tokio::sync::Notify::new());
+    let stop = asked.clone();
+    let mut serving = tokio::spawn(async move {
+        server::serve(
+            listener,
+            group,
+            runtime,
+            image,
+            async move { stop.notified().await },
+        )
+        .await
+    });
+    tokio::select! {
+        ended = &mut serving => return Ok(ended??),
+        () = shutdown() => {}
+    }
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    tracing::info!("stopping: calls under way are finished, containers run on");
+    asked.notify_one();
+    let drained = tokio::time::timeout(DRAIN, async {
+        node.operations.drain().await;
+        let _ = (&mut serving).await;
+    });
+    if drained.await.is_err() {
+        tracing::warn!(
+            "calls were still under way after {} s; the next start finishes them",
+            DRAIN.as_secs()
+        );
+    }
+    let _ = fs::remove_file(&socket);
+    Ok(())
+}
+
+/// SIGTERM or SIGINT. SIGHUP is survived: nothing can be reloaded yet, and it is said.
+async fn shutdown() {
+    let listen = |kind| signal(kind).map_err(|error| tracing::error!(%error, "listen for a signal"));
+    let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (
+        listen(SignalKind::terminate()),
+        listen(SignalKind::interrupt()),
+        listen(SignalKind::hangup()),
+    ) else {
+        return std::future::pending().await;
+    };
+    loop {
+        tokio::select! {
+            _ = term.recv() => return,
+            _ = int.recv() => return,
+            _ = hup.recv() => tracing::warn!("SIGHUP: the configuration is read at the start only; restart to apply it"),
+        }
+    }
+}
+
+/// Layers and shims are held by descriptors: as many as the service manager allows,
+/// not the 1024 that old programs are given. Containers get limits of their own.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, ?limit, "raise the limit of open files");
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).with_context(|| format!("folder {}", path.display()))
+}
+
+/// A folder that only its owner can enter.
+fn private_folder(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("make folder {}", path.display()))
+}
+
+/// One berthd per root: the lock is the kernel's, it ends with the process.
+fn lock(root: &Path) -> Result<fs::File> {
+    let path = root.join("lock");
+    let file = fs::File::create(&path).with_context(|| format!("make {}", path.display()))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive).with_context(|| {
+        format!(
+            "root {} is used by another berthd: stop it, or use another --root",
+            root.display()
+        )
+    })?;
+    Ok(file)
+}
+
+/// The shim's binary: of the configuration, or beside this one.
+fn shim_path(config: &Config) -> Result<PathBuf> {
+    if !config.runtime.shim.as_os_str().is_empty() {
+        return Ok(config.runtime.shim.clone());
+    }
+    let own = std::env::current_exe().context("find the folder of berthd")?;
+    Ok(own.with_file_name("berth-shim"))
+}

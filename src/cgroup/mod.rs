@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use crate::proto::plan::Resources;
 
 pub use layout::{Hierarchy, Layout};
-pub use tree::remove_empty_parents;
+pub use tree::{missing, remove_empty_parents};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -200,6 +200,24 @@ fn remove_folder(folder: &Path) -> Result<()> {
     }
 }
 
+/// The cgroup and those above it that are missing in at least one hierarchy,
+/// outermost first: [`super::Cgroup::create`] of one below would make them.
+///
+/// # Errors
+/// For a malformed path, or when no hierarchy is mounted.
+pub fn missing(path: &str) -> Result<Vec<String>> {
+    check_path(path)?;
+    let layout = Layout::detect()?;
+    let ends = path
+        .match_indices('/')
+        .map(|(at, _)| at)
+        .skip(1)
+        .chain([path.len()]);
+    let all = ends.map(|end| &path[..end]);
+    let missing = all.filter(|part| layout.hierarchies.iter().any(|h| !h.folder(part).exists()));
+    Ok(missing.map(str::to_owned).collect())
+}
+
 /// Removes those of `parents` (as [`super::Cgroup::parents_made`] named them) that are empty, innermost
 /// first. One that is in use, or gone, is left: whoever empties it removes it.
 pub fn remove_empty_parents(parents: &[String]) {

@@ -1,6 +1,50 @@
-//! cri
-pub mod image_fs;
-pub mod image_list;
-pub mod image_pull;
-pub mod image_remove;
-pub mod image_status;
+//! The door: one file per verb of the Container Runtime Interface, with the
+//! names that its readers know from the peers.
+//!
+//! [`Node`] is what the verbs work on; [`server`] is the socket;
+//! [`runtime_service`] and [`image_service`] are the dispatch; `status` maps
+//! errors to gRPC codes.
+
+mod bundle;
+mod cgroup_parents;
+mod container_create;
+mod container_exec;
+mod container_exit;
+mod container_list;
+mod container_log;
+mod container_remove;
+mod container_start;
+mod container_status;
+mod container_stop;
+mod container_update;
+mod deadline;
+mod error;
+mod image_fs;
+mod image_list;
+mod image_pull;
+mod image_remove;
+mod image_service;
+mod image_status;
+mod node;
+mod recover;
+mod runtime_config;
+mod runtime_service;
+mod runtime_status;
+mod runtime_version;
+mod sandbox_files;
+mod sandbox_init;
+mod sandbox_list;
+mod sandbox_remove;
+mod sandbox_run;
+mod sandbox_status;
+mod sandbox_stop;
+pub mod server;
+mod status;
+
+pub use self::{
+    error::Error,
+    image_service::ImageApi,
+    node::{Node, Paths},
+    recover::recover,
+    runtime_service::RuntimeApi,
+};

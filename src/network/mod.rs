@@ -115,6 +115,13 @@ impl Network {
         })
     }
 
+    /// The subnets that the cluster gave this node: "10.1.0.0/24" or one of each
+    /// family, separated by a comma. Used by the built-in bridge when the
+    /// configuration names none, once no pod has an address.
+    pub fn set_pod_cidr(&self, text: &str) -> Result<(), Error> {
+        Ok(self.inner.bridge.set_pod_cidr(text)?)
+    }
+
     /// Whether pods can have a network now. Looks at the CNI folder anew each
     /// time; the bridge is tried out once, in a namespace that is thrown away
     /// (some milliseconds), and again only while it does not work. Blocks.

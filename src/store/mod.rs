@@ -9,6 +9,7 @@
 //! microseconds, so no thread is worth handing it to.
 
 pub mod network;
+mod pods;
 
 use std::{
     fmt,
@@ -18,6 +19,7 @@ use std::{
 
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
+pub use self::pods::PodRow;
 use crate::kind::{HasKind, Kind};
 
 pub mod images;

@@ -14,3 +14,8 @@ CREATE TABLE containers (
     record  TEXT NOT NULL,
     config  BLOB NOT NULL
 ) STRICT;
+-- Facts about this root: the subnets that were chosen, the pod CIDR that was given.
+CREATE TABLE settings (
+    key   TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT;

@@ -20,6 +20,13 @@ use crate::{
 const LOCK_TRIES: u32 = 500;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
+/// The setting that holds what the cluster gave this node.
+const POD_CIDR: &str = "pod cidr";
+
+fn split(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+}
+
 /// The subnets of the configuration: at most one of each family.
 pub fn configured(texts: &[String]) -> Result<Vec<Subnet>, Error> {
     let mut subnets: Vec<Subnet> = Vec::new();
@@ -152,14 +159,25 @@ impl Bridge {
         rows.into_iter().map(parse).collect()
     }
 
-    /// With no pod there: the configured subnets, else the recorded ones as far as
-    /// they are still free, else new ones.
+    /// Takes the subnets of the node that the cluster gave (UpdateRuntimeConfig),
+    /// separated by commas, from the next time on that no pod is there.
+    pub fn set_pod_cidr(&self, text: &str) -> Result<(), Error> {
+        configured(&split(text))?;
+        Ok(self.store.put_setting(POD_CIDR, text)?)
+    }
+
+    /// With no pod there: the configured subnets, else those that the cluster gave,
+    /// else the recorded ones as far as they are still free, else new ones.
     fn decide(&self, netlink: &mut Netlink) -> Result<Vec<Subnet>, Error> {
         let recorded = self.recorded()?;
         let ipv6 = ipv6_enabled()?;
         let mut subnets = self.subnets.clone();
+        if subnets.is_empty() {
+            subnets = configured(&split(&self.store.setting(POD_CIDR, "")?))?;
+        }
+        let given = !subnets.is_empty();
         subnets.retain(|subnet| ipv6 || subnet.family() == Family::V4);
-        if self.subnets.is_empty() {
+        if !given {
             let taken = taken(netlink)?;
             for family in Family::BOTH
                 .into_iter()

@@ -1,0 +1,423 @@
+//! CreateContainer: check, record the intent, layers, spec, bundle, shim, and an
+//! init that has its root and waits.
+//!
+//! As with sandboxes, a failure half-way and a removal later are the same code:
+//! [`container_remove::erase`] works on whatever there is.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    bundle, container_exit, container_remove,
+    error::{Context, Error, io},
+    node::Node,
+    sandbox_files, sandbox_init,
+};
+use crate::{
+    image::{Image, copy_up, view},
+    kind::Kind,
+    pod::{
+        Container, ContainerEvent, ContainerRecord, ContainerState, Sandbox, SandboxState, Stage, new_id, now,
+    },
+    proto::cri::{self, NamespaceMode},
+    runtime::Shim,
+    spec::{self, Built},
+};
+
+const VERB: &str = "create container";
+
+/// Most bytes of an image's /etc/passwd or /etc/group that are read.
+const USER_FILE_LIMIT: u64 = 10 << 20;
+
+pub async fn create(
+    node: &Arc<Node>,
+    request: cri::CreateContainerRequest,
+    limit: Option<Duration>,
+) -> Result<cri::CreateContainerResponse, Error> {
+    let config = request
+        .config
+        .ok_or_else(|| invalid("the request has no config"))?;
+    let sandbox = node.pods.sandbox(&request.pod_sandbox_id)?;
+    let name = name(&config, &sandbox)?;
+    let key = format!("{VERB} {name}");
+    let (at, wanted, taken) = (node.clone(), config.clone(), name.clone());
+    let id = node
+        .operate(key, limit, move |stage| async move {
+            make(&at, taken, sandbox, wanted, &stage).await
+        })
+        .await?;
+    // The operation that was joined, or the container that is there, may be of another request.
+    if *node.pods.container(&id)?.config() != config {
+        return Err(exists(name, id));
+    }
+    Ok(cri::CreateContainerResponse { container_id: id })
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::Invalid {
+        verb: VERB,
+        message: message.into(),
+    }
+}
+
+fn exists(name: String, id: String) -> Error {
+    Error::Exists {
+        what: "container",
+        name,
+        id,
+        remedy: "remove it, or ask with another attempt number",
+    }
+}
+
+/// "CONTAINER_POD_NAMESPACE_UID_ATTEMPT", as the peers build it.
+fn name(config: &cri::ContainerConfig, sandbox: &Sandbox) -> Result<String, Error> {
+    let m = config
+        .metadata
+        .as_ref()
+        .ok_or_else(|| invalid("config.metadata is missing"))?;
+    if m.name.is_empty() {
+        return Err(invalid("config.metadata.name is empty"));
+    }
+    let pod = sandbox.config().metadata.clone().unwrap_or_default();
+    // The pod's attempt is in it too: after a pod was made anew, the old one's
+    // containers may still be there.
+    Ok(format!(
+        "{}_{}_{}_{}_{}_{}",
+        m.name, pod.name, pod.namespace, pod.uid, pod.attempt, m.attempt
+    ))
+}
+
+async fn make(
+    node: &Arc<Node>,
+    name: String,
+    sandbox: Arc<Sandbox>,
+    config: cri::ContainerConfig,
+    stage: &Stage,
+) -> Result<String, Error> {
+    stage.set("wait for the sandbox");
+    let _gate = sandbox.gate.read().await;
+    if sandbox.state() != SandboxState::Ready {
+        return Err(Error::Wrong {
+            what: "sandbox",
+            id: sandbox.id.clone(),
+            kind: Kind::FailedPrecondition,
+            message: format!("is {}: no container can be created in it", sandbox.state().name()),
+        });
+    }
+    if let Some(found) = node.pods.container_named(&name) {
+        // A retry of a call that was answered to nobody; `create` compares the requests.
+        return match found.state() {
+            ContainerState::Created => Ok(found.id.clone()),
+            _ => Err(exists(name, found.id.clone())),
+        };
+    }
+    let asked = config.image.clone().unwrap_or_default().image;
+    let image = find_image(node, &asked)?;
+    let id = new_id();
+    let record = ContainerRecord {
+        state: ContainerState::Making,
+        created_at: now(),
+        started_at: 0,
+        exit: None,
+        image_id: image.id.clone(),
+        image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
+        log_path: PathBuf::new(),
+        stop_signal: 15,
+        uid: 0,
+        gid: 0,
+        groups: Vec::new(),
+        cgroup: sandbox_init::spec_cgroup(&sandbox.record().cgroup_parent, &id),
+        pid: 0,
+    };
+    let container = Arc::new(Container::new(
+        id.clone(),
+        name,
+        sandbox.id.clone(),
+        config,
+        record,
+    ));
+    container.record_new(&node.store)?;
+    node.pods.add_container(container.clone());
+    match acquire(node, &sandbox, &container, &image, stage).await {
+        Ok(()) => {
+            tracing::info!(container = %id, name = %container.name, image = %asked, "container is created");
+            Ok(id)
+        }
+        Err(error) => {
+            stage.set("take back what was made");
+            if let Err(left) = container_remove::erase(node, &container).await {
+                tracing::error!(container = %id, %left, "the next removal of its sandbox finishes it");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn find_image(node: &Node, asked: &str) -> Result<Arc<Image>, Error> {
+    if asked.is_empty() {
+        return Err(invalid("config.image.image is empty"));
+    }
+    node.images.find(asked)?.ok_or_else(|| Error::Wrong {
+        what: "image",
+        id: asked.into(),
+        kind: Kind::NotFound,
+        message: "is not on this node: pull it first".into(),
+    })
+}
+
+/// Acquires everything that a container has.
+async fn acquire(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    container: &Arc<Container>,
+    image: &Arc<Image>,
+    stage: &Stage,
+) -> Result<(), Error> {
+    let id = container.id.as_str();
+    stage.set("find the pid namespace");
+    let config = container.config();
+    let namespaces = pid_namespaces(node, sandbox, &config).await?;
+    stage.set("make the bundle");
+    let layers = node
+        .images
+        .use_layers(&image.id, id)
+        .step("container", id, "use the image's layers")?;
+    let job = Bundle {
+        node: node.clone(),
+        sandbox: sandbox.clone(),
+        container: container.clone(),
+        image: image.clone(),
+        layers,
+        namespaces,
+    };
+    let bundle = node.paths.bundle(id);
+    fs::create_dir_all(bundle.join("rootfs")).map_err(io("container", id, "make folder", &bundle))?;
+    // The shim starts while the bundle is made: neither needs the other.
+    let (built, shim) = tokio::join!(
+        tokio::task::spawn_blocking(move || job.make()),
+        Shim::spawn(&node.shim, id, &bundle)
+    );
+    let shim = shim.step("container", id, "start the shim");
+    let built = built.map_err(|e| Error::Left {
+        what: "container",
+        id: id.into(),
+        step: "make the bundle",
+        message: e.to_string(),
+    });
+    let (shim, built) = match (shim, built.and_then(|built| built)) {
+        (Ok(shim), Ok(built)) => (shim, built),
+        (Ok(shim), Err(error)) => {
+            discard(&shim, id).await;
+            return Err(error);
+        }
+        (Err(error), _) => return Err(error),
+    };
+    for warning in &built.warnings {
+        tracing::warn!(container = %id, warning);
+    }
+    stage.set("make the init");
+    let pid = match shim
+        .create(&built.plan, &bundle)
+        .await
+        .step("container", id, "make the init")
+    {
+        Ok(pid) => pid,
+        Err(error) => {
+            discard(&shim, id).await;
+            return Err(error);
+        }
+    };
+    let user = built.user;
+    let number = |n: i64| u32::try_from(n).unwrap_or(u32::MAX);
+    let created = container.advance(&node.store, ContainerEvent::Made, |record| {
+        record.pid = pid;
+        record.stop_signal = built.stop_signal;
+        record.log_path = built.log_path.unwrap_or_default();
+        record.uid = number(user.uid);
+        record.gid = number(user.gid);
+        record.groups = user.supplemental_groups.iter().map(|g| number(*g)).collect();
+    });
+    if let Err(error) = created {
+        discard(&shim, id).await;
+        return Err(error.into());
+    }
+    container_exit::watch(node, container, shim);
+    Ok(())
+}
+
+/// Ends a shim whose container does not come to be.
+async fn discard(shim: &Shim, id: &str) {
+    if let Err(error) = shim.delete().await {
+        tracing::debug!(container = %id, %error, "end the shim");
+    }
+}
+
+/// PID namespaces that a container may join.
+#[derive(Debug, Default)]
+struct PidNamespaces {
+    shared: Option<PathBuf>,
+    target: Option<PathBuf>,
+}
+
+async fn pid_namespaces(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    config: &cri::ContainerConfig,
+) -> Result<PidNamespaces, Error> {
+    let own = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let pod = sandbox.config();
+    let pod = pod.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    // A request without options has those of its sandbox, as in `spec`.
+    let options = own
+        .and_then(|s| s.namespace_options.clone())
+        .or_else(|| pod.and_then(|s| s.namespace_options.clone()))
+        .unwrap_or_default();
+    match options.pid() {
+        NamespaceMode::Pod => Ok(PidNamespaces {
+            shared: Some(sandbox_init::ensure(node, sandbox).await?),
+            target: None,
+        }),
+        NamespaceMode::Target => {
+            let target = node.pods.container(&options.target_id)?;
+            let pid = target.record().pid;
+            if target.sandbox != sandbox.id || target.state() != ContainerState::Running || pid == 0 {
+                return Err(Error::Wrong {
+                    what: "container",
+                    id: options.target_id,
+                    kind: Kind::FailedPrecondition,
+                    message: format!(
+                        "cannot be the target of a pid namespace: it must run in sandbox {}",
+                        sandbox.id
+                    ),
+                });
+            }
+            Ok(PidNamespaces {
+                shared: None,
+                target: Some(format!("/proc/{pid}/ns/pid").into()),
+            })
+        }
+        NamespaceMode::Container | NamespaceMode::Node => Ok(PidNamespaces::default()),
+    }
+}
+
+/// Makes the folders of a container: the writable layer, the volumes, config.json.
+struct Bundle {
+    node: Arc<Node>,
+    sandbox: Arc<Sandbox>,
+    container: Arc<Container>,
+    image: Arc<Image>,
+    layers: Vec<PathBuf>,
+    namespaces: PidNamespaces,
+}
+
+impl Bundle {
+    /// Blocks.
+    fn make(self) -> Result<Built, Error> {
+        let id = self.container.id.as_str();
+        let layer = self.node.paths.container(id);
+        let rootfs = spec::RootfsView {
+            lower: self.layers.clone(),
+            upper: layer.join("upper"),
+            work: layer.join("work"),
+        };
+        for folder in [&rootfs.upper, &rootfs.work] {
+            fs::create_dir_all(folder).map_err(io("container", id, "make folder", folder))?;
+        }
+        // The upper folder is the container's "/".
+        fs::set_permissions(&rootfs.upper, fs::Permissions::from_mode(0o755)).map_err(io(
+            "container",
+            id,
+            "set the mode of",
+            &rootfs.upper,
+        ))?;
+        let config = self.container.config();
+        let read =
+            |path: &str| view::read_file(&self.layers, path, USER_FILE_LIMIT).map_err(std::io::Error::other);
+        let inputs = spec::Inputs {
+            id,
+            sandbox: &self.sandbox_view(),
+            request: &config,
+            image: &image_view(&self.image, &config),
+            rootfs: &rootfs,
+            read_image_file: &read,
+            volumes_dir: &layer.join("volumes"),
+            host: &self.node.host,
+        };
+        spec::prepare_host_paths(&config).step("container", id, "make the host paths of its mounts")?;
+        let built = spec::build(&inputs).step("container", id, "build the spec")?;
+        self.volumes(&built)?;
+        if let Some(folder) = built.log_path.as_deref().and_then(Path::parent) {
+            fs::create_dir_all(folder).map_err(io("container", id, "make log folder", folder))?;
+        }
+        bundle::write_spec(&self.node, id, &built.spec)?;
+        Ok(built)
+    }
+
+    /// A volume that the image declares begins with what the image has there.
+    fn volumes(&self, built: &Built) -> Result<(), Error> {
+        let id = self.container.id.as_str();
+        for volume in &built.volumes {
+            let folder = &volume.host_path;
+            fs::create_dir_all(folder).map_err(io("container", id, "make volume", folder))?;
+            copy_up::copy_up(&self.layers, &volume.container_path, folder).map_err(|e| Error::Left {
+                what: "container",
+                id: id.into(),
+                step: "fill a volume of the image",
+                message: e.to_string(),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn sandbox_view(&self) -> spec::SandboxView {
+        let record = self.sandbox.record();
+        let folder = self.node.paths.sandbox(&self.sandbox.id);
+        let pinned = self.node.paths.namespaces(&self.sandbox.id);
+        let own = |name: &str| {
+            record
+                .namespaces
+                .iter()
+                .any(|n| n == name)
+                .then(|| pinned.join(name))
+        };
+        spec::SandboxView {
+            id: self.sandbox.id.clone(),
+            config: (*self.sandbox.config()).clone(),
+            hostname: record.hostname.clone(),
+            net_ns: own("net"),
+            ipc_ns: own("ipc"),
+            uts_ns: own("uts"),
+            pid_ns: self.namespaces.shared.clone(),
+            target_pid_ns: self.namespaces.target.clone(),
+            shm: own("ipc").map(|_| sandbox_files::shm(&folder)),
+            resolv_conf: Some(sandbox_files::resolv_conf(&folder)),
+            hostname_file: Some(sandbox_files::hostname(&folder)),
+            hosts: Some(sandbox_files::hosts(&folder)),
+            cgroup_parent: record.cgroup_parent,
+        }
+    }
+}
+
+fn image_view(image: &Image, config: &cri::ContainerConfig) -> spec::ImageView {
+    let asked = config.image.clone().unwrap_or_default();
+    let c = &image.config;
+    spec::ImageView {
+        name: if asked.user_specified_image.is_empty() {
+            asked.image
+        } else {
+            asked.user_specified_image
+        },
+        env: c.env.clone(),
+        entrypoint: c.entrypoint.clone(),
+        cmd: c.cmd.clone(),
+        user: c.user.clone(),
+        working_dir: c.working_dir.clone(),
+        volumes: c.volumes.clone(),
+        stop_signal: c.stop_signal.clone(),
+    }
+}

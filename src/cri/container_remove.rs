@@ -1,0 +1,95 @@
+//! RemoveContainer: kills what runs, then takes everything of the container away.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    container_stop,
+    error::{Context, Error, io},
+    node::{Node, remove_all},
+    sandbox_init::remove_cgroup,
+};
+use crate::{
+    pod::{self, Container, ContainerEvent},
+    proto::cri,
+};
+
+/// How long a shim may take to end its task.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub async fn remove(
+    node: &Arc<Node>,
+    request: cri::RemoveContainerRequest,
+    limit: Option<Duration>,
+) -> Result<cri::RemoveContainerResponse, Error> {
+    let container = match node.pods.container(&request.container_id) {
+        Ok(container) => container,
+        Err(pod::Error::NotFound { .. }) => return Ok(cri::RemoveContainerResponse {}),
+        Err(e) => return Err(e.into()),
+    };
+    let at = node.clone();
+    let key = format!("remove container {}", container.id);
+    node.operate(key, limit, move |stage| async move {
+        stage.set("kill and remove");
+        erase(&at, &container).await?;
+        Ok(String::new())
+    })
+    .await?;
+    Ok(cri::RemoveContainerResponse {})
+}
+
+/// Takes everything of a container away, whatever its state.
+pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Error> {
+    container_stop::kill(node, container).await?;
+    let _gate = container.gate.lock().await;
+    let id = container.id.as_str();
+    // Who waited for the gate may find the work done.
+    if !node
+        .pods
+        .container(id)
+        .is_ok_and(|found| Arc::ptr_eq(&found, container))
+    {
+        return Ok(());
+    }
+    container.advance(&node.store, ContainerEvent::Remove, |_| {})?;
+    if let Some(shim) = container.shim()
+        && let Err(error) = tokio::time::timeout(PATIENCE, shim.delete())
+            .await
+            .unwrap_or(Ok(()))
+    {
+        tracing::debug!(container = %id, %error, "delete the task");
+    }
+    container.set_shim(None);
+    let (path, bundle, layer) = (
+        container.record().cgroup,
+        node.paths.bundle(id),
+        node.paths.container(id),
+    );
+    let owned = container.id.clone();
+    let gone = tokio::task::spawn_blocking(move || {
+        remove_cgroup(&path).map_err(|message| Error::Left {
+            what: "container",
+            id: owned.clone(),
+            step: "remove the cgroup",
+            message,
+        })?;
+        for folder in [bundle, layer] {
+            remove_all(&folder).map_err(io("container", &owned, "remove folder", &folder))?;
+        }
+        Ok(())
+    });
+    gone.await.unwrap_or_else(|e| {
+        Err(Error::Left {
+            what: "container",
+            id: id.into(),
+            step: "remove folders",
+            message: e.to_string(),
+        })
+    })?;
+    node.images
+        .release_layers(id)
+        .step("container", id, "release the image's layers")?;
+    node.store.delete_container(id)?;
+    node.pods.forget_container(id);
+    tracing::info!(container = %id, name = %container.name, "container is removed");
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! StartContainer: the init, which waits since Create, executes its program.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    error::{Context, Error},
+    node::Node,
+};
+use crate::{
+    kind::Kind,
+    pod::{Container, ContainerEvent, ContainerState, SandboxState, now},
+    proto::cri,
+};
+
+/// How long the exit of a failed start may take to be recorded.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub async fn start(
+    node: &Arc<Node>,
+    request: cri::StartContainerRequest,
+    limit: Option<Duration>,
+) -> Result<cri::StartContainerResponse, Error> {
+    let container = node.pods.container(&request.container_id)?;
+    let at = node.clone();
+    let key = format!("start container {}", container.id);
+    node.operate(key, limit, move |stage| async move {
+        let _gate = container.gate.lock().await;
+        stage.set("execute the program");
+        execute(&at, &container).await?;
+        Ok(String::new())
+    })
+    .await?;
+    Ok(cri::StartContainerResponse {})
+}
+
+async fn execute(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Error> {
+    let id = container.id.as_str();
+    let wrong = |message: String| Error::Wrong {
+        what: "container",
+        id: id.into(),
+        kind: Kind::FailedPrecondition,
+        message,
+    };
+    let state = container.state();
+    if state != ContainerState::Created {
+        return Err(wrong(format!("cannot be started while it is {}", state.name())));
+    }
+    let sandbox = node.pods.sandbox(&container.sandbox)?;
+    if sandbox.state() != SandboxState::Ready {
+        return Err(wrong(format!(
+            "cannot be started: its sandbox {} is {}",
+            sandbox.id,
+            sandbox.state().name()
+        )));
+    }
+    let shim = container
+        .shim()
+        .ok_or_else(|| wrong("cannot be started: its shim is gone; remove it".into()))?;
+    match shim.start().await {
+        Ok(pid) => {
+            let started = container.advance(&node.store, ContainerEvent::Started, |record| {
+                record.started_at = now();
+                record.pid = pid;
+            });
+            // A program that has ended already is recorded as exited: it did start.
+            if container.state() != ContainerState::Exited {
+                started?;
+            }
+            tracing::info!(container = %id, name = %container.name, pid, "container is running");
+            Ok(())
+        }
+        Err(error) => {
+            // The shim recorded why; wait until the status says so too.
+            let _ = tokio::time::timeout(PATIENCE, container.ended()).await;
+            Err(error).step("container", id, "start")
+        }
+    }
+}

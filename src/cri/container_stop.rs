@@ -1,0 +1,94 @@
+//! StopContainer: the stop signal, the grace period, then the whole cgroup.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{error::Error, node::Node, sandbox_init::remove_cgroup};
+use crate::{
+    kind::Kind,
+    pod::{self, Container, ContainerState},
+    proto::cri,
+};
+
+const SIGKILL: u32 = 9;
+
+/// How long the kernel may take to end what was killed, before the call says so.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub async fn stop(
+    node: &Arc<Node>,
+    request: cri::StopContainerRequest,
+    limit: Option<Duration>,
+) -> Result<cri::StopContainerResponse, Error> {
+    let container = match node.pods.container(&request.container_id) {
+        Ok(container) => container,
+        Err(pod::Error::NotFound { .. }) => return Ok(cri::StopContainerResponse {}),
+        Err(e) => return Err(e.into()),
+    };
+    let grace = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
+    let at = node.clone();
+    // With the grace period in the key: a call that is in more of a hurry does not
+    // join one that waits.
+    let key = format!("stop container {} within {} s", container.id, grace.as_secs());
+    node.operate(key, limit, move |stage| async move {
+        if !grace.is_zero() && container.state() == ContainerState::Running {
+            stage.set("wait for the grace period");
+            ask(&container, grace).await;
+        }
+        stage.set("kill");
+        kill(&at, &container).await?;
+        Ok(String::new())
+    })
+    .await?;
+    Ok(cri::StopContainerResponse {})
+}
+
+/// Sends the stop signal, and waits for the end, at most for `grace`.
+async fn ask(container: &Container, grace: Duration) {
+    let Some(shim) = container.shim() else { return };
+    let signal = u32::try_from(container.record().stop_signal).unwrap_or(15);
+    if let Err(error) = shim.kill(signal, false).await {
+        // It may have ended in between; if not, the kill follows.
+        tracing::debug!(container = %container.id, %error, signal, "send the stop signal");
+    }
+    let _ = tokio::time::timeout(grace, container.ended()).await;
+}
+
+/// Kills everything in the container, and waits until the end is recorded.
+/// Idempotent.
+pub async fn kill(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Error> {
+    match container.state() {
+        ContainerState::Making | ContainerState::Exited | ContainerState::Removing => return Ok(()),
+        ContainerState::Created | ContainerState::Running => {}
+    }
+    if let Some(shim) = container.shim()
+        && let Err(error) = shim.kill(SIGKILL, true).await
+    {
+        tracing::debug!(container = %container.id, %error, "kill through the shim");
+    }
+    if tokio::time::timeout(PATIENCE / 4, container.ended())
+        .await
+        .is_ok()
+    {
+        return Ok(());
+    }
+    // The shim hangs or is gone: past it, through the kernel.
+    let path = container.record().cgroup;
+    let ended = tokio::task::spawn_blocking(move || remove_cgroup(&path)).await;
+    if tokio::time::timeout(PATIENCE, container.ended()).await.is_ok() {
+        return Ok(());
+    }
+    let why = match ended {
+        Ok(Err(message)) => message,
+        _ => "its shim does not report the end".into(),
+    };
+    let _ = node;
+    Err(Error::Wrong {
+        what: "container",
+        id: container.id.clone(),
+        kind: Kind::DeadlineExceeded,
+        message: format!(
+            "was killed and has not ended after {} s ({why}); a process in an uninterruptible system call ends when the call does; call again",
+            PATIENCE.as_secs()
+        ),
+    })
+}

@@ -1,0 +1,86 @@
+//! ImageService: each method hands its request to the verb's own file.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::{Node, error::Error, image_fs, image_list, image_pull, image_remove, image_status};
+use crate::proto::cri::{self, image_service_server::ImageService};
+
+/// The image service of a node.
+#[derive(Clone, Debug)]
+pub struct ImageApi {
+    pub node: Arc<Node>,
+}
+
+#[tonic::async_trait]
+impl ImageService for ImageApi {
+    async fn list_images(
+        &self,
+        request: Request<cri::ListImagesRequest>,
+    ) -> Result<Response<cri::ListImagesResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(
+            image_list::list(&self.node.images, request)
+                .await
+                .map_err(Error::from)?,
+        ))
+    }
+
+    type StreamImagesStream = tokio_stream::Empty<Result<cri::StreamImagesResponse, Status>>;
+
+    async fn stream_images(
+        &self,
+        _: Request<cri::StreamImagesRequest>,
+    ) -> Result<Response<Self::StreamImagesStream>, Status> {
+        Err(Error::Unimplemented { rpc: "StreamImages" }.into())
+    }
+
+    async fn image_status(
+        &self,
+        request: Request<cri::ImageStatusRequest>,
+    ) -> Result<Response<cri::ImageStatusResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(
+            image_status::status(&self.node.images, request)
+                .await
+                .map_err(Error::from)?,
+        ))
+    }
+
+    async fn pull_image(
+        &self,
+        request: Request<cri::PullImageRequest>,
+    ) -> Result<Response<cri::PullImageResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(
+            image_pull::pull(&self.node.images, request)
+                .await
+                .map_err(Error::from)?,
+        ))
+    }
+
+    async fn remove_image(
+        &self,
+        request: Request<cri::RemoveImageRequest>,
+    ) -> Result<Response<cri::RemoveImageResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(
+            image_remove::remove(&self.node.images, request)
+                .await
+                .map_err(Error::from)?,
+        ))
+    }
+
+    async fn image_fs_info(
+        &self,
+        request: Request<cri::ImageFsInfoRequest>,
+    ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(
+            image_fs::info(&self.node.images, request)
+                .await
+                .map_err(Error::from)?,
+        ))
+    }
+}

@@ -1,0 +1,117 @@
+//! What the verbs work on: one node, its folders, its objects.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    cgroup_parents::CgroupParents,
+    error::{Error, Shared},
+};
+use crate::{
+    config::Config,
+    image::Images,
+    instance::Instance,
+    network::Network,
+    pod::{Operations, Pods, Stage},
+    runtime::ShimBinary,
+    spec::Host,
+    store::Store,
+};
+
+/// The folders of one berthd.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// What outlives a reboot: records, images, writable layers.
+    pub root: PathBuf,
+    /// What does not: namespaces, sockets, bundles.
+    pub state: PathBuf,
+}
+
+impl Paths {
+    pub fn sandbox(&self, id: &str) -> PathBuf {
+        self.state.join("sandboxes").join(id)
+    }
+
+    /// Where the sandbox's namespaces are pinned.
+    pub fn namespaces(&self, id: &str) -> PathBuf {
+        self.sandbox(id).join("ns")
+    }
+
+    /// The bundle of a container, or of a sandbox's init.
+    pub fn bundle(&self, id: &str) -> PathBuf {
+        self.state.join("containers").join(id)
+    }
+
+    /// The writable layer and the volumes of a container.
+    pub fn container(&self, id: &str) -> PathBuf {
+        self.root.join("containers").join(id)
+    }
+}
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    pub config: Config,
+    pub instance: Instance,
+    pub paths: Paths,
+    pub store: Arc<Store>,
+    pub images: Arc<Images>,
+    pub network: Arc<Network>,
+    pub shim: ShimBinary,
+    /// What this machine can do, found once.
+    pub host: Host,
+    pub pods: Pods,
+    pub cgroup_parents: CgroupParents,
+    /// Everything that changes something, keyed by object. The result is the id
+    /// of what was made, or empty.
+    pub operations: Arc<Operations<Result<String, Shared>>>,
+}
+
+impl Node {
+    /// Runs `work` as the operation `key`, or joins the one that runs.
+    pub async fn operate<W>(
+        &self,
+        key: String,
+        limit: Option<Duration>,
+        work: impl FnOnce(Stage) -> W,
+    ) -> Result<String, Error>
+    where
+        W: Future<Output = Result<String, Error>> + Send + 'static,
+    {
+        let done = self
+            .operations
+            .join(key, limit, |stage| {
+                let work = work(stage);
+                async move { work.await.map_err(Arc::new) }
+            })
+            .await?;
+        Ok(done?)
+    }
+
+    /// The handler that a request names; empty is the default one.
+    pub fn knows_handler(&self, name: &str) -> bool {
+        name.is_empty() || name == "berth" || self.config.runtimes.contains_key(name)
+    }
+
+    /// The cgroup below which the containers of a pod are made.
+    pub fn cgroup_parent(&self, asked: &str) -> String {
+        let configured = &self.config.cgroup.parent;
+        let parent = match (asked, configured.as_str()) {
+            ("", "") => &self.instance.cgroup_parent,
+            ("", configured) => configured,
+            (asked, _) => asked,
+        };
+        format!("/{}", parent.trim_matches('/'))
+    }
+}
+
+/// Removes a folder and all below it; one that is not there is no error.
+pub fn remove_all(path: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,165 @@
+//! The start of berthd: the truth is restored from the records, the shims that
+//! live, and the files that shims left.
+//!
+//! Shims are asked side by side, so one that hangs delays nobody else.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use super::{
+    container_exit, container_remove,
+    node::{Node, remove_all},
+    sandbox_init, sandbox_remove,
+};
+use crate::{
+    pod::{Container, ContainerEvent, ContainerState, Error, Sandbox, SandboxState},
+    proto::containerd::v1::types::Status,
+    runtime::{self, Shim, read_exit},
+};
+
+/// How long a shim may take to say how its container is.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Loads the records, connects to what lives, and takes back what was half made.
+pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
+    for row in node.store.sandboxes()? {
+        node.pods.add_sandbox(Arc::new(Sandbox::from_row(row)?));
+    }
+    for row in node.store.containers()? {
+        node.pods.add_container(Arc::new(Container::from_row(row)?));
+    }
+    let mut tasks = tokio::task::JoinSet::new();
+    for sandbox in node.pods.sandboxes() {
+        let node = node.clone();
+        tasks.spawn(async move { sandbox_init::recover(&node, &sandbox).await });
+    }
+    for container in node.pods.containers() {
+        let node = node.clone();
+        tasks.spawn(async move { resume(&node, &container).await });
+    }
+    while let Some(done) = tasks.join_next().await {
+        if let Err(error) = done {
+            tracing::error!(%error, "recover");
+        }
+    }
+    let known: BTreeSet<String> = node.pods.sandboxes().iter().map(|s| s.id.clone()).collect();
+    for error in node.network.sweep(&known).await {
+        tracing::error!(%error, "sweep the network");
+    }
+    if let Err(error) = node.network.recover().await {
+        tracing::error!(%error, "bring the network back");
+    }
+    finish(node).await;
+    sweep(node);
+    Ok(())
+}
+
+/// One container: what its shim says, or what its shim left.
+async fn resume(node: &Arc<Node>, container: &Arc<Container>) {
+    let state = container.state();
+    if !matches!(state, ContainerState::Created | ContainerState::Running) {
+        return;
+    }
+    let bundle = node.paths.bundle(&container.id);
+    let asked = tokio::time::timeout(PATIENCE, async {
+        let shim = Shim::connect(&container.id, &bundle).await?;
+        let answer = shim.state().await?;
+        Ok::<_, runtime::Error>((shim, answer))
+    });
+    match asked.await {
+        Ok(Ok((shim, answer))) => {
+            // It started while nobody could record it.
+            if state == ContainerState::Created
+                && matches!(answer.status(), Status::Running | Status::Stopped)
+            {
+                let started = container.advance(&node.store, ContainerEvent::Started, |record| {
+                    record.pid = answer.pid;
+                    record.started_at = crate::pod::now();
+                });
+                if let Err(error) = started {
+                    tracing::error!(container = %container.id, %error, "record the start");
+                }
+            }
+            container_exit::watch(node, container, shim);
+        }
+        Ok(Err(error)) => {
+            let exit = match read_exit(&bundle) {
+                Ok(Some(record)) => container_exit::from_record(&record),
+                _ => container_exit::vanished(container, &error.to_string()).await,
+            };
+            container_exit::settle(node, container, exit).await;
+        }
+        Err(_) => {
+            tracing::error!(container = %container.id, "its shim does not answer; it is asked in the background");
+            let (node, container) = (node.clone(), container.clone());
+            tokio::spawn(async move {
+                match Shim::connect(&container.id, &bundle).await {
+                    Ok(shim) => container_exit::watch(&node, &container, shim),
+                    Err(error) => {
+                        let exit = container_exit::vanished(&container, &error.to_string()).await;
+                        container_exit::settle(&node, &container, exit).await;
+                    }
+                }
+            });
+        }
+    }
+}
+
+/// Takes back what was half made, and finishes what was half removed.
+async fn finish(node: &Arc<Node>) {
+    for container in node.pods.containers() {
+        if matches!(
+            container.state(),
+            ContainerState::Making | ContainerState::Removing
+        ) {
+            if let Ok(shim) = Shim::connect(&container.id, &node.paths.bundle(&container.id)).await {
+                let _ = tokio::time::timeout(PATIENCE, shim.delete()).await;
+            }
+            if let Err(error) = container_remove::erase(node, &container).await {
+                tracing::error!(container = %container.id, %error, "finish the removal");
+            }
+        }
+    }
+    for sandbox in node.pods.sandboxes() {
+        if matches!(sandbox.state(), SandboxState::Making | SandboxState::Removing)
+            && let Err(error) = sandbox_remove::erase(node, &sandbox).await
+        {
+            tracing::error!(sandbox = %sandbox.id, %error, "finish the removal");
+        }
+    }
+}
+
+/// Removes folders and uses of layers that belong to nobody.
+fn sweep(node: &Node) {
+    let known: BTreeSet<String> = node
+        .pods
+        .containers()
+        .iter()
+        .map(|c| c.id.clone())
+        .chain(node.pods.sandboxes().iter().map(|s| s.id.clone()))
+        .collect();
+    let folders = [
+        node.paths.state.join("sandboxes"),
+        node.paths.state.join("containers"),
+        node.paths.root.join("containers"),
+    ];
+    for folder in folders {
+        let Ok(entries) = std::fs::read_dir(&folder) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            if known.contains(&*entry.file_name().to_string_lossy()) {
+                continue;
+            }
+            if let Err(error) = remove_all(&entry.path()) {
+                tracing::warn!(path = %entry.path().display(), %error, "remove a folder of nobody");
+            }
+        }
+    }
+    for user in node.images.users().unwrap_or_default() {
+        if !known.contains(&user)
+            && let Err(error) = node.images.release_layers(&user)
+        {
+            tracing::warn!(container = user, %error, "release the layers of nobody");
+        }
+    }
+}

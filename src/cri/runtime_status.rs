@@ -1,0 +1,84 @@
+//! Status: the conditions, the runtime handlers and what they can do.
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde_json::json;
+
+use super::{error::Error, node::Node};
+use crate::proto::cri;
+
+pub fn status(node: &Node, request: &cri::StatusRequest) -> Result<cri::StatusResponse, Error> {
+    let conditions = vec![runtime(node), network(node)];
+    Ok(cri::StatusResponse {
+        status: Some(cri::RuntimeStatus { conditions }),
+        info: if request.verbose {
+            info(node)
+        } else {
+            HashMap::new()
+        },
+        runtime_handlers: handlers(node),
+        features: Some(cri::RuntimeFeatures {
+            supplemental_groups_policy: true,
+            user_namespaces_host_network: false,
+            mount_options: false,
+        }),
+    })
+}
+
+fn condition(kind: &str, ready: Result<(), (&str, String)>) -> cri::RuntimeCondition {
+    let (status, reason, message) = match ready {
+        Ok(()) => (true, String::new(), String::new()),
+        Err((reason, message)) => (false, reason.to_owned(), message),
+    };
+    cri::RuntimeCondition {
+        r#type: kind.into(),
+        status,
+        reason,
+        message,
+    }
+}
+
+/// Ready when records can be written: without them nothing may be started.
+fn runtime(node: &Node) -> cri::RuntimeCondition {
+    let written = node.store.put_setting("last status", env!("CARGO_PKG_VERSION"));
+    condition(
+        "RuntimeReady",
+        written.map_err(|e| ("RecordsNotWritable", e.to_string())),
+    )
+}
+
+fn network(node: &Node) -> cri::RuntimeCondition {
+    condition(
+        "NetworkReady",
+        node.network.status().map_err(|n| (n.reason, n.message)),
+    )
+}
+
+/// The default handler, under the empty name too, and those of the configuration.
+fn handlers(node: &Node) -> Vec<cri::RuntimeHandler> {
+    let names: BTreeSet<&str> = ["", "berth"]
+        .into_iter()
+        .chain(node.config.runtimes.keys().map(String::as_str))
+        .collect();
+    let handler = |name: &str| cri::RuntimeHandler {
+        name: name.into(),
+        features: Some(cri::RuntimeHandlerFeatures {
+            recursive_read_only_mounts: true,
+            user_namespaces: false,
+        }),
+    };
+    names.into_iter().map(handler).collect()
+}
+
+fn info(node: &Node) -> HashMap<String, String> {
+    let config = json!({
+        "rootDir": node.paths.root,
+        "stateDir": node.paths.state,
+        "config": node.config,
+        "instance": node.instance.name,
+        "sandboxes": node.pods.sandboxes().len(),
+        "containers": node.pods.containers().len(),
+        "operations": format!("{:?}", node.operations),
+    });
+    HashMap::from([("config".to_owned(), config.to_string())])
+}

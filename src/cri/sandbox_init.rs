@@ -1,0 +1,161 @@
+//! The init of a pod whose containers share one PID namespace: a shim whose child
+//! reaps and sleeps. It is made when the first container asks for the shared
+//! namespace, so a pod that shares none has no process of its own.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use super::{
+    error::{Context, Error, io},
+    node::{Node, remove_all},
+};
+use crate::{
+    cgroup::Cgroup,
+    pod::Sandbox,
+    runtime::{self, Shim},
+    spec,
+};
+
+/// How long a killed init may take to die.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The shared PID namespace of the sandbox; made when there is none yet.
+pub async fn ensure(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<PathBuf, Error> {
+    let mut init = sandbox.init.lock().await;
+    if let Some((_, pid)) = &*init {
+        return Ok(namespace(*pid));
+    }
+    // The intent first: a berthd that dies now takes the shim down when it starts again.
+    sandbox.update(&node.store, |record| record.init = true)?;
+    let bundle = node.paths.bundle(&sandbox.id);
+    let made = launch(node, sandbox, &bundle).await;
+    match made {
+        Ok((shim, pid)) => {
+            watch(node, sandbox, &shim);
+            *init = Some((shim, pid));
+            Ok(namespace(pid))
+        }
+        Err(error) => {
+            drop(init);
+            if let Err(left) = end(node, sandbox).await {
+                tracing::error!(sandbox = %sandbox.id, %left, "the init could not be taken back");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn namespace(pid: u32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/ns/pid"))
+}
+
+async fn launch(node: &Node, sandbox: &Sandbox, bundle: &Path) -> Result<(Shim, u32), Error> {
+    let id = sandbox.id.as_str();
+    std::fs::create_dir_all(bundle.join("rootfs")).map_err(io("sandbox", id, "make folder", bundle))?;
+    let record = sandbox.record();
+    let pinned = node.paths.namespaces(id);
+    let path = |name: &str| {
+        record
+            .namespaces
+            .iter()
+            .any(|n| n == name)
+            .then(|| pinned.join(name))
+    };
+    let (net, ipc, uts) = (path("net"), path("ipc"), path("uts"));
+    let init = spec::SandboxInit {
+        id,
+        net_ns: net.as_deref(),
+        ipc_ns: ipc.as_deref(),
+        uts_ns: uts.as_deref(),
+        cgroup_parent: &record.cgroup_parent,
+    };
+    let plan = spec::sandbox_plan(&init, &node.host).step("sandbox", id, "plan the init")?;
+    let shim = Shim::spawn(&node.shim, id, bundle)
+        .await
+        .step("sandbox", id, "start the shim of the init")?;
+    shim.create(&plan, bundle)
+        .await
+        .step("sandbox", id, "make the init")?;
+    let pid = shim.start().await.step("sandbox", id, "start the init")?;
+    Ok((shim, pid))
+}
+
+/// After a restart of berthd: takes the init up again, or finds that it is gone.
+pub async fn recover(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
+    if !sandbox.record().init {
+        return;
+    }
+    let found = async {
+        let shim = Shim::connect(&sandbox.id, &node.paths.bundle(&sandbox.id)).await?;
+        let state = shim.state().await?;
+        Ok::<_, runtime::Error>((shim, state.pid))
+    };
+    match found.await {
+        Ok((shim, pid)) => {
+            watch(node, sandbox, &shim);
+            *sandbox.init.lock().await = Some((shim, pid));
+        }
+        Err(error) => tracing::warn!(sandbox = %sandbox.id, %error, "the init of the pod is gone"),
+    }
+}
+
+/// Forgets the init when it ends: the kernel has killed the containers that were
+/// in its namespace, and the next container gets a new one.
+fn watch(node: &Arc<Node>, sandbox: &Arc<Sandbox>, shim: &Shim) {
+    let (sandbox, shim, node) = (sandbox.clone(), shim.clone(), node.clone());
+    tokio::spawn(async move {
+        let ended = shim.wait().await;
+        tracing::debug!(sandbox = %sandbox.id, ?ended, "the init of the pod ended");
+        *sandbox.init.lock().await = None;
+        drop(node);
+    });
+}
+
+/// Ends the init and everything that belonged to it. Idempotent.
+pub async fn end(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
+    let record = sandbox.record();
+    if !record.init {
+        return Ok(());
+    }
+    let id = sandbox.id.as_str();
+    let bundle = node.paths.bundle(id);
+    let running = sandbox.init.lock().await.take();
+    let shim = match running {
+        Some((shim, _)) => Some(shim),
+        None => Shim::connect(id, &bundle).await.ok(),
+    };
+    if let Some(shim) = shim
+        && let Err(error) = tokio::time::timeout(PATIENCE, shim.delete())
+            .await
+            .unwrap_or(Ok(()))
+    {
+        tracing::debug!(sandbox = %id, %error, "delete the init");
+    }
+    let path = spec_cgroup(&record.cgroup_parent, id);
+    let gone = tokio::task::spawn_blocking(move || remove_cgroup(&path)).await;
+    let gone = gone.map_err(|e| e.to_string()).and_then(|done| done);
+    gone.map_err(|message| Error::Left {
+        what: "sandbox",
+        id: id.into(),
+        step: "end the init",
+        message,
+    })?;
+    remove_all(&bundle).map_err(io("sandbox", id, "remove folder", &bundle))?;
+    sandbox.update(&node.store, |record| record.init = false)?;
+    Ok(())
+}
+
+/// The cgroup of a container, or of an init, below its pod's.
+pub fn spec_cgroup(parent: &str, id: &str) -> String {
+    format!("{}/{id}", parent.trim_end_matches('/'))
+}
+
+/// Kills what is in a cgroup, and removes it. Idempotent; blocks.
+pub fn remove_cgroup(path: &str) -> Result<(), String> {
+    let cgroup = Cgroup::open(path).map_err(|e| e.to_string())?;
+    cgroup.kill().map_err(|e| e.to_string())?;
+    cgroup.remove().map_err(|e| e.to_string())
+}

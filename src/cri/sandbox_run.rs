@@ -1,0 +1,433 @@
+//! RunPodSandbox: check, record the intent, namespaces, files, cgroup parent,
+//! network, record ready.
+//!
+//! There is no stack of undo steps: the intent is recorded before anything is
+//! acquired, and taking a sandbox down works on one that is half made. A failure
+//! here, a crash here and a removal later are the same code.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use super::{
+    cgroup_parents,
+    error::{Context, Error, io},
+    node::Node,
+    sandbox_files, sandbox_remove,
+};
+use crate::{
+    kind::Kind,
+    network::{Dns, PodNetwork, PortMapping, Protocol, netns},
+    pod::{Sandbox, SandboxEvent, SandboxRecord, SandboxState, Stage, new_id, now},
+    proto::cri::{self, NamespaceMode},
+};
+
+const VERB: &str = "run sandbox";
+
+pub async fn run(
+    node: &Arc<Node>,
+    request: cri::RunPodSandboxRequest,
+    limit: Option<Duration>,
+) -> Result<cri::RunPodSandboxResponse, Error> {
+    let config = request
+        .config
+        .ok_or_else(|| invalid("the request has no config"))?;
+    let name = name(&config)?;
+    let asked = Asked::check(node, &config, &request.runtime_handler)?;
+    let (made, wanted) = (node.clone(), config.clone());
+    let key = format!("{VERB} {name}");
+    let taken = name.clone();
+    let id = node
+        .operate(key, limit, move |stage| {
+            make(made, taken, wanted, asked, request.runtime_handler, stage)
+        })
+        .await?;
+    // The operation that was joined, or the sandbox that is there, may be of another request.
+    let sandbox = node.pods.sandbox(&id)?;
+    if *sandbox.config() != config {
+        return Err(exists(name, id));
+    }
+    Ok(cri::RunPodSandboxResponse { pod_sandbox_id: id })
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::Invalid {
+        verb: VERB,
+        message: message.into(),
+    }
+}
+
+fn exists(name: String, id: String) -> Error {
+    Error::Exists {
+        what: "sandbox",
+        name,
+        id,
+        remedy: "remove it, or ask with another attempt number or uid",
+    }
+}
+
+/// "NAME_NAMESPACE_UID_ATTEMPT", as the peers build it.
+fn name(config: &cri::PodSandboxConfig) -> Result<String, Error> {
+    let m = config
+        .metadata
+        .as_ref()
+        .ok_or_else(|| invalid("config.metadata is missing"))?;
+    for (field, value) in [("name", &m.name), ("namespace", &m.namespace), ("uid", &m.uid)] {
+        if value.is_empty() {
+            return Err(invalid(format!("config.metadata.{field} is empty")));
+        }
+    }
+    Ok(format!("{}_{}_{}_{}", m.name, m.namespace, m.uid, m.attempt))
+}
+
+/// The request, checked.
+#[derive(Debug)]
+struct Asked {
+    own_network: bool,
+    own_ipc: bool,
+    sysctls: BTreeMap<String, String>,
+    ports: Vec<PortMapping>,
+}
+
+impl Asked {
+    fn check(node: &Node, config: &cri::PodSandboxConfig, handler: &str) -> Result<Asked, Error> {
+        if !node.knows_handler(handler) {
+            return Err(Error::Wrong {
+                what: "runtime handler",
+                id: handler.into(),
+                kind: Kind::NotFound,
+                message: "is not configured: add [runtimes.NAME] to the configuration, or ask for another"
+                    .into(),
+            });
+        }
+        let linux = config.linux.clone().unwrap_or_default();
+        let options = linux
+            .security_context
+            .and_then(|s| s.namespace_options)
+            .unwrap_or_default();
+        let own_network = own(options.network(), "network")?;
+        let own_ipc = own(options.ipc(), "ipc")?;
+        if options.pid() == NamespaceMode::Target {
+            return Err(invalid("pid mode TARGET is for containers, not for a sandbox"));
+        }
+        if options
+            .userns_options
+            .as_ref()
+            .is_some_and(|u| u.mode() != NamespaceMode::Node)
+        {
+            return Err(Error::Wrong {
+                what: "sandbox",
+                id: name(config)?,
+                kind: Kind::Unimplemented,
+                message: "userns_options: user namespaces are not there yet; use mode NODE".into(),
+            });
+        }
+        check_hostname(&config.hostname)?;
+        let mut sysctls = BTreeMap::new();
+        for (key, value) in &linux.sysctls {
+            check_sysctl(key, own_network, own_ipc)?;
+            sysctls.insert(key.clone(), value.clone());
+        }
+        if !config.log_directory.is_empty() && !PathBuf::from(&config.log_directory).is_absolute() {
+            return Err(invalid(format!(
+                "log_directory {:?} is not absolute",
+                config.log_directory
+            )));
+        }
+        if linux.cgroup_parent.split('/').any(|part| part == "..") {
+            return Err(invalid(format!(
+                "cgroup_parent {:?} has a \"..\"",
+                linux.cgroup_parent
+            )));
+        }
+        let ports = if own_network {
+            ports(&config.port_mappings)?
+        } else {
+            Vec::new()
+        };
+        Ok(Asked {
+            own_network,
+            own_ipc,
+            sysctls,
+            ports,
+        })
+    }
+}
+
+/// Whether a sandbox's namespace is its own.
+fn own(mode: NamespaceMode, which: &str) -> Result<bool, Error> {
+    match mode {
+        NamespaceMode::Pod => Ok(true),
+        NamespaceMode::Node => Ok(false),
+        NamespaceMode::Container | NamespaceMode::Target => Err(invalid(format!(
+            "{which} mode {} is not for a sandbox; use POD or NODE",
+            mode.as_str_name()
+        ))),
+    }
+}
+
+/// sethostname(2): at most 64 bytes.
+fn check_hostname(name: &str) -> Result<(), Error> {
+    if name.len() > 64 || name.bytes().any(|c| c == 0 || c == b'\n' || c == b'/') {
+        return Err(invalid(format!(
+            "hostname {name:?} is longer than 64 bytes or has odd characters"
+        )));
+    }
+    Ok(())
+}
+
+/// Only sysctls of a namespace that is the pod's own.
+fn check_sysctl(key: &str, own_network: bool, own_ipc: bool) -> Result<(), Error> {
+    let refused = |why: &str| Err(invalid(format!("sysctl {key:?} is refused: {why}")));
+    match netns::sysctl_scope(key) {
+        None => refused("it is not of a namespace, it would change the whole node"),
+        Some(netns::Scope::Net) if !own_network => refused("the pod uses the node's network"),
+        Some(netns::Scope::Ipc) if !own_ipc => refused("the pod uses the node's ipc namespace"),
+        Some(_) => Ok(()),
+    }
+}
+
+fn ports(mappings: &[cri::PortMapping]) -> Result<Vec<PortMapping>, Error> {
+    let mut ports = Vec::new();
+    for mapping in mappings {
+        let port = |which: &str, value: i32| {
+            u16::try_from(value)
+                .map_err(|_| invalid(format!("{which} port {value} is not between 0 and 65535")))
+        };
+        let host_port = port("host", mapping.host_port)?;
+        let container_port = port("container", mapping.container_port)?;
+        if host_port == 0 {
+            continue;
+        }
+        if container_port == 0 {
+            return Err(invalid(format!("host port {host_port} has no container port")));
+        }
+        let protocol = match cri::Protocol::try_from(mapping.protocol) {
+            Ok(cri::Protocol::Tcp) => Protocol::Tcp,
+            Ok(cri::Protocol::Udp) => Protocol::Udp,
+            Ok(cri::Protocol::Sctp) => Protocol::Sctp,
+            Err(_) => {
+                return Err(invalid(format!(
+                    "protocol {} of host port {host_port}",
+                    mapping.protocol
+                )));
+            }
+        };
+        let host_ip =
+            match mapping.host_ip.as_str() {
+                "" => None,
+                text => Some(text.parse::<IpAddr>().map_err(|_| {
+                    invalid(format!("host ip {text:?} of host port {host_port} is no address"))
+                })?),
+            };
+        ports.push(PortMapping {
+            protocol,
+            container_port,
+            host_port,
+            host_ip,
+        });
+    }
+    Ok(ports)
+}
+
+async fn make(
+    node: Arc<Node>,
+    name: String,
+    config: cri::PodSandboxConfig,
+    asked: Asked,
+    handler: String,
+    stage: Stage,
+) -> Result<String, Error> {
+    if let Some(found) = node.pods.sandbox_named(&name) {
+        // A retry of a call that was answered to nobody; `run` compares the requests.
+        return match found.state() {
+            SandboxState::Ready => Ok(found.id.clone()),
+            _ => Err(exists(name, found.id.clone())),
+        };
+    }
+    let linux = config.linux.clone().unwrap_or_default();
+    let hostname = if !config.hostname.is_empty() {
+        config.hostname.clone()
+    } else {
+        rustix::system::uname().nodename().to_string_lossy().into_owned()
+    };
+    let mut namespaces = Vec::new();
+    if asked.own_network {
+        namespaces.extend(["net".to_owned(), "uts".to_owned()]);
+    }
+    if asked.own_ipc {
+        namespaces.push("ipc".to_owned());
+    }
+    let record = SandboxRecord {
+        state: SandboxState::Making,
+        created_at: now(),
+        handler,
+        namespaces,
+        attachment: None,
+        cgroup_parent: node.cgroup_parent(&linux.cgroup_parent),
+        cgroups_made: Vec::new(),
+        init: false,
+        hostname,
+    };
+    let id = new_id();
+    let sandbox = Arc::new(Sandbox::new(id.clone(), name, config, record));
+    sandbox.record_new(&node.store)?;
+    node.pods.add_sandbox(sandbox.clone());
+    match acquire(&node, &sandbox, asked, &stage).await {
+        Ok(()) => {
+            tracing::info!(sandbox = %id, name = %sandbox.name, "sandbox is ready");
+            Ok(id)
+        }
+        Err(error) => {
+            stage.set("take back what was made");
+            if let Err(left) = sandbox_remove::erase(&node, &sandbox).await {
+                tracing::error!(sandbox = %id, %left, "kept as not ready, the next stop or remove finishes it");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Acquires everything that a sandbox has, and makes it ready.
+async fn acquire(node: &Arc<Node>, sandbox: &Arc<Sandbox>, asked: Asked, stage: &Stage) -> Result<(), Error> {
+    let id = sandbox.id.as_str();
+    stage.set("look at the cgroup parent");
+    cgroup_parents::claim(node, sandbox)?;
+    stage.set("make namespaces");
+    let (maker, made) = (node.clone(), sandbox.clone());
+    let Asked {
+        own_network,
+        own_ipc,
+        sysctls,
+        ports,
+    } = asked;
+    tokio::task::spawn_blocking(move || prepare(&maker, &made, own_network, own_ipc, &sysctls))
+        .await
+        .map_err(|e| Error::Left {
+            what: "sandbox",
+            id: id.into(),
+            step: "make namespaces",
+            message: e.to_string(),
+        })??;
+    let mut attachment = None;
+    if own_network {
+        stage.set("attach the network");
+        let pod = pod_network(node, sandbox, ports);
+        attachment = Some(
+            node.network
+                .attach(&pod)
+                .await
+                .step("sandbox", id, "attach the network")?,
+        );
+    }
+    sandbox.advance(&node.store, SandboxEvent::Made, |record| {
+        record.attachment = attachment
+    })?;
+    Ok(())
+}
+
+/// Folders, namespaces and files of a sandbox. Blocks.
+fn prepare(
+    node: &Node,
+    sandbox: &Sandbox,
+    own_network: bool,
+    own_ipc: bool,
+    sysctls: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    let id = sandbox.id.as_str();
+    let pinned = node.paths.namespaces(id);
+    std::fs::create_dir_all(&pinned).map_err(io("sandbox", id, "make folder", &pinned))?;
+    let record = sandbox.record();
+    let wanted = netns::Wanted {
+        net: own_network,
+        ipc: own_ipc,
+        uts: own_network,
+        hostname: &record.hostname,
+        sysctls,
+    };
+    netns::create(&pinned, &wanted).map_err(|source| Error::Left {
+        what: "sandbox",
+        id: id.into(),
+        step: "make namespaces",
+        message: source.to_string(),
+    })?;
+    sandbox_files::write(
+        &node.paths.sandbox(id),
+        id,
+        &sandbox.config(),
+        &record.hostname,
+        own_ipc,
+    )?;
+    let logs = &sandbox.config().log_directory;
+    if !logs.is_empty() {
+        std::fs::create_dir_all(logs).map_err(io("sandbox", id, "make log folder", logs.as_ref()))?;
+    }
+    Ok(())
+}
+
+fn pod_network(node: &Node, sandbox: &Sandbox, ports: Vec<PortMapping>) -> PodNetwork {
+    let config = sandbox.config();
+    let metadata = config.metadata.clone().unwrap_or_default();
+    let dns = config.dns_config.clone().unwrap_or_default();
+    PodNetwork {
+        id: sandbox.id.clone(),
+        name: metadata.name,
+        namespace: metadata.namespace,
+        uid: metadata.uid,
+        netns: node.paths.namespaces(&sandbox.id).join("net"),
+        ports,
+        dns: Dns {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        },
+        cgroup_parent: sandbox.record().cgroup_parent,
+        annotations: config.annotations.clone().into_iter().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_need_all_their_parts() {
+        let mut config = cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: "web".into(),
+                uid: "u1".into(),
+                namespace: "default".into(),
+                attempt: 2,
+            }),
+            ..Default::default()
+        };
+        assert_eq!(name(&config).unwrap(), "web_default_u1_2");
+        config.metadata.as_mut().unwrap().uid.clear();
+        assert!(name(&config).unwrap_err().to_string().contains("metadata.uid"));
+    }
+
+    #[test]
+    fn port_mappings() {
+        let mapping = |container_port, host_port, host_ip: &str| cri::PortMapping {
+            protocol: cri::Protocol::Udp as i32,
+            container_port,
+            host_port,
+            host_ip: host_ip.into(),
+        };
+        let good = ports(&[mapping(53, 0, ""), mapping(53, 5353, "::1")]).unwrap();
+        assert_eq!(good.len(), 1);
+        assert_eq!((good[0].protocol, good[0].host_port), (Protocol::Udp, 5353));
+        for wrong in [
+            mapping(53, 70000, ""),
+            mapping(0, 5353, ""),
+            mapping(53, 5353, "nonsense"),
+        ] {
+            assert!(ports(&[wrong]).is_err());
+        }
+    }
+
+    #[test]
+    fn hostnames() {
+        assert!(check_hostname("web-0").is_ok());
+        assert!(check_hostname(&"a".repeat(65)).is_err());
+        assert!(check_hostname("a\nb").is_err());
+    }
+}

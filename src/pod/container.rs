@@ -1,0 +1,356 @@
+//! A container: one shim, one init process, one writable layer.
+//!
+//! ```text
+//!            Made             Started            Exited             Remove
+//!   Making ────────> Created ─────────> Running ────────> Exited ──────────> Removing ──> (gone)
+//!     │                 │ └──────────── Exited ────────────^                  ^   │ ^
+//!     └──── Remove ─────┴────────────────── Remove ───────────────────────────┘   └─┘ Remove
+//! ```
+//!
+//! `Making` is recorded before anything is acquired. An exit is recorded by the
+//! shim first (the file `exit`), then here, and only then does anybody hear of
+//! it. A running container is killed before it is removed: Running has no Remove.
+//!
+//! Who may change it: start, update and remove hold [`Container::gate`]; an exit
+//! is recorded by the task that watches the shim, which needs no gate. Nobody
+//! holds a lock while waiting for a process to end.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use prost::Message;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::Error;
+use crate::{
+    proto::cri,
+    runtime::Shim,
+    store::{PodRow, Store},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerState {
+    Making,
+    Created,
+    Running,
+    Exited,
+    Removing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContainerEvent {
+    Made,
+    Started,
+    Exited,
+    Remove,
+}
+
+impl ContainerState {
+    /// The state after `event`, or None when it cannot happen now.
+    pub fn next(self, event: ContainerEvent) -> Option<ContainerState> {
+        use {ContainerEvent as E, ContainerState as S};
+        match (self, event) {
+            (S::Making, E::Made) => Some(S::Created),
+            (S::Created, E::Started) => Some(S::Running),
+            (S::Created | S::Running, E::Exited) => Some(S::Exited),
+            (S::Making | S::Created | S::Exited | S::Removing, E::Remove) => Some(S::Removing),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            ContainerState::Making => "being made",
+            ContainerState::Created => "created",
+            ContainerState::Running => "running",
+            ContainerState::Exited => "exited",
+            ContainerState::Removing => "being removed",
+        }
+    }
+
+    /// The state as the CRI knows it.
+    pub fn cri(self) -> cri::ContainerState {
+        match self {
+            ContainerState::Making => cri::ContainerState::ContainerUnknown,
+            ContainerState::Created => cri::ContainerState::ContainerCreated,
+            ContainerState::Running => cri::ContainerState::ContainerRunning,
+            ContainerState::Exited | ContainerState::Removing => cri::ContainerState::ContainerExited,
+        }
+    }
+}
+
+impl ContainerEvent {
+    fn name(self) -> &'static str {
+        match self {
+            ContainerEvent::Made => "become created",
+            ContainerEvent::Started => "be started",
+            ContainerEvent::Exited => "exit",
+            ContainerEvent::Remove => "be removed",
+        }
+    }
+}
+
+/// How a container ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code, or 128 plus the signal.
+    pub code: i32,
+    /// "Completed", "Error", "OOMKilled", "StartError".
+    pub reason: String,
+    /// For people; often empty.
+    pub message: String,
+    /// Nanoseconds since the epoch; 0: it never started.
+    pub started_at: i64,
+    pub finished_at: i64,
+}
+
+/// What is recorded of a container besides its request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerRecord {
+    pub state: ContainerState,
+    /// Nanoseconds since the epoch; 0: not yet.
+    pub created_at: i64,
+    pub started_at: i64,
+    pub exit: Option<Exit>,
+    /// "sha256:…" of the image's configuration.
+    pub image_id: String,
+    /// REPOSITORY@DIGEST, or the id of an image that has no such name.
+    pub image_ref: String,
+    /// Absolute; empty: no log is written.
+    pub log_path: PathBuf,
+    /// Number of the signal that asks it to stop.
+    pub stop_signal: i32,
+    pub uid: u32,
+    pub gid: u32,
+    pub groups: Vec<u32>,
+    /// Below the root of each hierarchy.
+    pub cgroup: String,
+    /// The init; 0: none yet.
+    pub pid: u32,
+}
+
+/// A container of this node.
+#[derive(Debug)]
+pub struct Container {
+    /// 64 hex digits.
+    pub id: String,
+    /// "CONTAINER_POD_NAMESPACE_UID_ATTEMPT", unique.
+    pub name: String,
+    /// Id of its sandbox.
+    pub sandbox: String,
+    /// Held by start, update and remove.
+    pub gate: tokio::sync::Mutex<()>,
+    inner: Mutex<Inner>,
+    /// True once the exit is recorded.
+    ended: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    record: ContainerRecord,
+    config: Arc<cri::ContainerConfig>,
+    shim: Option<Shim>,
+}
+
+impl Container {
+    pub fn new(
+        id: String,
+        name: String,
+        sandbox: String,
+        config: cri::ContainerConfig,
+        record: ContainerRecord,
+    ) -> Container {
+        let ended = watch::Sender::new(record.exit.is_some());
+        let inner = Mutex::new(Inner {
+            record,
+            config: config.into(),
+            shim: None,
+        });
+        Container {
+            id,
+            name,
+            sandbox,
+            gate: tokio::sync::Mutex::new(()),
+            inner,
+            ended,
+        }
+    }
+
+    pub fn from_row(row: PodRow) -> Result<Container, Error> {
+        let damaged = |message: String| Error::Damaged {
+            what: "container",
+            id: row.id.clone(),
+            message,
+        };
+        let record = serde_json::from_str(&row.record).map_err(|e| damaged(e.to_string()))?;
+        let config =
+            cri::ContainerConfig::decode(row.config.as_slice()).map_err(|e| damaged(e.to_string()))?;
+        Ok(Container::new(
+            row.id.clone(),
+            row.name,
+            row.sandbox,
+            config,
+            record,
+        ))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A snapshot of the record.
+    pub fn record(&self) -> ContainerRecord {
+        self.inner().record.clone()
+    }
+
+    pub fn state(&self) -> ContainerState {
+        self.inner().record.state
+    }
+
+    /// Nanoseconds since the epoch.
+    pub fn created_at(&self) -> i64 {
+        self.inner().record.created_at
+    }
+
+    /// The request that made it, with the resources of the last update.
+    pub fn config(&self) -> Arc<cri::ContainerConfig> {
+        self.inner().config.clone()
+    }
+
+    /// Its shim, while there is one.
+    pub fn shim(&self) -> Option<Shim> {
+        self.inner().shim.clone()
+    }
+
+    pub fn set_shim(&self, shim: Option<Shim>) {
+        self.inner().shim = shim;
+    }
+
+    /// Waits until the exit is recorded.
+    pub async fn ended(&self) {
+        // The sender lives as long as self: it cannot fail.
+        let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    /// Changes the record, and writes it before anybody sees the change.
+    pub fn update(&self, store: &Store, change: impl FnOnce(&mut ContainerRecord)) -> Result<(), Error> {
+        let mut inner = self.inner();
+        let mut record = inner.record.clone();
+        change(&mut record);
+        store.put_container(&self.row(&record, &inner.config)?)?;
+        inner.record = record;
+        Ok(())
+    }
+
+    /// Changes the request: resources after an update.
+    pub fn update_config(
+        &self,
+        store: &Store,
+        change: impl FnOnce(&mut cri::ContainerConfig),
+    ) -> Result<(), Error> {
+        let mut inner = self.inner();
+        let mut config = (*inner.config).clone();
+        change(&mut config);
+        store.put_container(&self.row(&inner.record, &config)?)?;
+        inner.config = config.into();
+        Ok(())
+    }
+
+    /// Moves to the state after `event`, and applies `change` with it.
+    pub fn advance(
+        &self,
+        store: &Store,
+        event: ContainerEvent,
+        change: impl FnOnce(&mut ContainerRecord),
+    ) -> Result<(), Error> {
+        let mut inner = self.inner();
+        let state = inner.record.state;
+        let Some(next) = state.next(event) else {
+            return Err(Error::State {
+                what: "container",
+                id: self.id.clone(),
+                event: event.name(),
+                state: state.name(),
+            });
+        };
+        let mut record = inner.record.clone();
+        record.state = next;
+        change(&mut record);
+        store.put_container(&self.row(&record, &inner.config)?)?;
+        inner.record = record;
+        Ok(())
+    }
+
+    /// Records the exit, once; a second one is ignored. Returns whether it was the first.
+    pub fn record_exit(&self, store: &Store, exit: Exit) -> Result<bool, Error> {
+        let done = self.advance(store, ContainerEvent::Exited, |record| {
+            if record.started_at == 0 {
+                record.started_at = exit.started_at;
+            }
+            record.pid = 0;
+            record.exit = Some(exit);
+        });
+        match done {
+            Err(Error::State { .. }) => Ok(false),
+            Err(e) => Err(e),
+            Ok(()) => {
+                self.ended.send_replace(true);
+                Ok(true)
+            }
+        }
+    }
+
+    /// Records a container that is new.
+    pub fn record_new(&self, store: &Store) -> Result<(), Error> {
+        let inner = self.inner();
+        Ok(store.put_container(&self.row(&inner.record, &inner.config)?)?)
+    }
+
+    fn row(&self, record: &ContainerRecord, config: &cri::ContainerConfig) -> Result<PodRow, Error> {
+        let record = serde_json::to_string(record).map_err(|e| Error::Damaged {
+            what: "container",
+            id: self.id.clone(),
+            message: e.to_string(),
+        })?;
+        Ok(PodRow {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            sandbox: self.sandbox.clone(),
+            record,
+            config: config.encode_to_vec(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ContainerEvent as E, ContainerState as S};
+
+    #[test]
+    fn every_pair_of_state_and_event() {
+        let states = [S::Making, S::Created, S::Running, S::Exited, S::Removing];
+        let table = [
+            (E::Made, [Some(S::Created), None, None, None, None]),
+            (E::Started, [None, Some(S::Running), None, None, None]),
+            (E::Exited, [None, Some(S::Exited), Some(S::Exited), None, None]),
+            (
+                E::Remove,
+                [
+                    Some(S::Removing),
+                    Some(S::Removing),
+                    None,
+                    Some(S::Removing),
+                    Some(S::Removing),
+                ],
+            ),
+        ];
+        for (event, after) in table {
+            for (state, after) in states.into_iter().zip(after) {
+                assert_eq!(state.next(event), after, "{state:?} {event:?}");
+            }
+        }
+    }
+}

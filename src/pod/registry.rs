@@ -1,0 +1,126 @@
+//! All sandboxes and containers of the node, by id. Lists are snapshots; nobody
+//! holds the table while working on an object.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use super::{Container, Error, Sandbox};
+
+/// The tables.
+#[derive(Debug, Default)]
+pub struct Pods {
+    sandboxes: RwLock<HashMap<String, Arc<Sandbox>>>,
+    containers: RwLock<HashMap<String, Arc<Container>>>,
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The object whose id is `id`, or the only one whose id begins with it.
+fn find<T>(what: &'static str, table: &HashMap<String, Arc<T>>, id: &str) -> Result<Arc<T>, Error> {
+    let missing = || Error::NotFound {
+        what,
+        id: id.to_owned(),
+    };
+    if id.is_empty() {
+        return Err(missing());
+    }
+    if let Some(found) = table.get(id) {
+        return Ok(found.clone());
+    }
+    let mut matches = table.iter().filter(|(key, _)| key.starts_with(id));
+    let first = matches.next().ok_or_else(missing)?;
+    match matches.count() {
+        0 => Ok(first.1.clone()),
+        more => Err(Error::Ambiguous {
+            what,
+            id: id.to_owned(),
+            count: more + 1,
+        }),
+    }
+}
+
+impl Pods {
+    pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, Error> {
+        find("sandbox", &read(&self.sandboxes), id)
+    }
+
+    pub fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
+        find("container", &read(&self.containers), id)
+    }
+
+    pub fn sandbox_named(&self, name: &str) -> Option<Arc<Sandbox>> {
+        read(&self.sandboxes).values().find(|s| s.name == name).cloned()
+    }
+
+    pub fn container_named(&self, name: &str) -> Option<Arc<Container>> {
+        read(&self.containers).values().find(|c| c.name == name).cloned()
+    }
+
+    pub fn add_sandbox(&self, sandbox: Arc<Sandbox>) {
+        write(&self.sandboxes).insert(sandbox.id.clone(), sandbox);
+    }
+
+    pub fn add_container(&self, container: Arc<Container>) {
+        write(&self.containers).insert(container.id.clone(), container);
+    }
+
+    pub fn forget_sandbox(&self, id: &str) {
+        write(&self.sandboxes).remove(id);
+    }
+
+    pub fn forget_container(&self, id: &str) {
+        write(&self.containers).remove(id);
+    }
+
+    /// All sandboxes, the newest first.
+    pub fn sandboxes(&self) -> Vec<Arc<Sandbox>> {
+        let mut all: Vec<_> = read(&self.sandboxes).values().cloned().collect();
+        all.sort_by_key(|s| std::cmp::Reverse(s.created_at()));
+        all
+    }
+
+    /// All containers, the newest first.
+    pub fn containers(&self) -> Vec<Arc<Container>> {
+        let mut all: Vec<_> = read(&self.containers).values().cloned().collect();
+        all.sort_by_key(|c| std::cmp::Reverse(c.created_at()));
+        all
+    }
+
+    /// The containers of one sandbox, in no order.
+    pub fn containers_of(&self, sandbox: &str) -> Vec<Arc<Container>> {
+        read(&self.containers)
+            .values()
+            .filter(|c| c.sandbox == sandbox)
+            .cloned()
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unique_beginning_of_an_id_is_enough() {
+        let table: HashMap<String, Arc<u8>> = [("abc1", 1), ("abd2", 2)]
+            .into_iter()
+            .map(|(k, v)| (k.to_owned(), Arc::new(v)))
+            .collect();
+        assert_eq!(*find("x", &table, "abc1").unwrap(), 1);
+        assert_eq!(*find("x", &table, "abd").unwrap(), 2);
+        assert!(matches!(
+            find("x", &table, "ab"),
+            Err(Error::Ambiguous { count: 2, .. })
+        ));
+        assert!(matches!(find("x", &table, "zz"), Err(Error::NotFound { .. })));
+        assert!(matches!(find("x", &table, ""), Err(Error::NotFound { .. })));
+    }
+}

@@ -1,0 +1,267 @@
+//! A sandbox: what the pod's containers share, and no process of its own.
+//!
+//! ```text
+//!            Made            Stop              Stopped             Remove
+//!   Making ────────> Ready ────────> Stopping ──────────> NotReady ───────> Removing ──> (gone)
+//!     │                                 ^ │ ^                                 │ ^
+//!     └────────────── Stop ─────────────┘ └─┘ Stop                            └─┘ Remove
+//! ```
+//!
+//! `Making` is recorded before anything is acquired: a berthd that dies in it
+//! finds the intent when it starts again and takes everything back. `Stopping`
+//! and `Removing` are kept when a step fails, and the next call finishes them.
+//!
+//! Who may change it: the operation that holds [`Sandbox::gate`] for writing.
+//! Creating a container holds it for reading. Everybody else reads snapshots.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use prost::Message;
+use serde::{Deserialize, Serialize};
+
+use super::Error;
+use crate::{
+    network::Attachment,
+    proto::cri,
+    runtime::Shim,
+    store::{PodRow, Store},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SandboxState {
+    Making,
+    Ready,
+    Stopping,
+    NotReady,
+    Removing,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SandboxEvent {
+    Made,
+    Stop,
+    Stopped,
+    Remove,
+}
+
+impl SandboxState {
+    /// The state after `event`, or None when it cannot happen now.
+    pub fn next(self, event: SandboxEvent) -> Option<SandboxState> {
+        use {SandboxEvent as E, SandboxState as S};
+        match (self, event) {
+            (S::Making, E::Made) => Some(S::Ready),
+            (S::Making | S::Ready | S::Stopping, E::Stop) => Some(S::Stopping),
+            (S::Stopping, E::Stopped) => Some(S::NotReady),
+            (S::NotReady | S::Removing, E::Remove) => Some(S::Removing),
+            _ => None,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            SandboxState::Making => "being made",
+            SandboxState::Ready => "ready",
+            SandboxState::Stopping => "being stopped",
+            SandboxState::NotReady => "stopped",
+            SandboxState::Removing => "being removed",
+        }
+    }
+
+    /// The state as the CRI knows it.
+    pub fn cri(self) -> cri::PodSandboxState {
+        match self {
+            SandboxState::Ready => cri::PodSandboxState::SandboxReady,
+            _ => cri::PodSandboxState::SandboxNotready,
+        }
+    }
+}
+
+impl SandboxEvent {
+    fn name(self) -> &'static str {
+        match self {
+            SandboxEvent::Made => "become ready",
+            SandboxEvent::Stop => "be stopped",
+            SandboxEvent::Stopped => "end stopping",
+            SandboxEvent::Remove => "be removed",
+        }
+    }
+}
+
+/// What is recorded of a sandbox besides its request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    pub state: SandboxState,
+    /// Nanoseconds since the epoch.
+    pub created_at: i64,
+    /// The handler as the request named it: empty for the default one.
+    pub handler: String,
+    /// Namespaces that are pinned below the state folder: "net", "ipc", "uts".
+    pub namespaces: Vec<String>,
+    /// What the network gave; absent until it did.
+    pub attachment: Option<Attachment>,
+    /// Parent of the containers' cgroups, "/kubepods/burstable/pod…".
+    pub cgroup_parent: String,
+    /// Cgroups above those of the containers that nobody but us has made: removed
+    /// when the last pod that counts on them is.
+    pub cgroups_made: Vec<String>,
+    /// The pod has an init for a shared PID namespace (or is about to).
+    pub init: bool,
+    pub hostname: String,
+}
+
+/// A sandbox of this node.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// 64 hex digits.
+    pub id: String,
+    /// "NAME_NAMESPACE_UID_ATTEMPT", unique.
+    pub name: String,
+    /// Held for writing by stop and remove, for reading while a container is created.
+    pub gate: tokio::sync::RwLock<()>,
+    inner: Mutex<Inner>,
+    /// The shim of the pod's init, when it has one.
+    pub init: tokio::sync::Mutex<Option<(Shim, u32)>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    record: SandboxRecord,
+    config: std::sync::Arc<cri::PodSandboxConfig>,
+}
+
+impl Sandbox {
+    pub fn new(id: String, name: String, config: cri::PodSandboxConfig, record: SandboxRecord) -> Sandbox {
+        let inner = Mutex::new(Inner {
+            record,
+            config: config.into(),
+        });
+        Sandbox {
+            id,
+            name,
+            gate: tokio::sync::RwLock::new(()),
+            inner,
+            init: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    pub fn from_row(row: PodRow) -> Result<Sandbox, Error> {
+        let damaged = |message: String| Error::Damaged {
+            what: "sandbox",
+            id: row.id.clone(),
+            message,
+        };
+        let record = serde_json::from_str(&row.record).map_err(|e| damaged(e.to_string()))?;
+        let config =
+            cri::PodSandboxConfig::decode(row.config.as_slice()).map_err(|e| damaged(e.to_string()))?;
+        Ok(Sandbox::new(row.id.clone(), row.name, config, record))
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A snapshot of the record.
+    pub fn record(&self) -> SandboxRecord {
+        self.inner().record.clone()
+    }
+
+    pub fn state(&self) -> SandboxState {
+        self.inner().record.state
+    }
+
+    /// Nanoseconds since the epoch.
+    pub fn created_at(&self) -> i64 {
+        self.inner().record.created_at
+    }
+
+    /// The request that made it.
+    pub fn config(&self) -> std::sync::Arc<cri::PodSandboxConfig> {
+        self.inner().config.clone()
+    }
+
+    /// Changes the record, and writes it before anybody sees the change.
+    pub fn update(&self, store: &Store, change: impl FnOnce(&mut SandboxRecord)) -> Result<(), Error> {
+        let mut inner = self.inner();
+        let mut record = inner.record.clone();
+        change(&mut record);
+        store.put_sandbox(&self.row(&record, &inner.config)?)?;
+        inner.record = record;
+        Ok(())
+    }
+
+    /// Moves to the state after `event`, and applies `change` with it.
+    pub fn advance(
+        &self,
+        store: &Store,
+        event: SandboxEvent,
+        change: impl FnOnce(&mut SandboxRecord),
+    ) -> Result<(), Error> {
+        let state = self.state();
+        let Some(next) = state.next(event) else {
+            return Err(Error::State {
+                what: "sandbox",
+                id: self.id.clone(),
+                event: event.name(),
+                state: state.name(),
+            });
+        };
+        self.update(store, |record| {
+            record.state = next;
+            change(record);
+        })
+    }
+
+    /// Records a sandbox that is new.
+    pub fn record_new(&self, store: &Store) -> Result<(), Error> {
+        let inner = self.inner();
+        Ok(store.put_sandbox(&self.row(&inner.record, &inner.config)?)?)
+    }
+
+    fn row(&self, record: &SandboxRecord, config: &cri::PodSandboxConfig) -> Result<PodRow, Error> {
+        let record = serde_json::to_string(record).map_err(|e| Error::Damaged {
+            what: "sandbox",
+            id: self.id.clone(),
+            message: e.to_string(),
+        })?;
+        Ok(PodRow {
+            id: self.id.clone(),
+            name: self.name.clone(),
+            sandbox: String::new(),
+            record,
+            config: config.encode_to_vec(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{SandboxEvent as E, SandboxState as S};
+
+    #[test]
+    fn every_pair_of_state_and_event() {
+        let states = [S::Making, S::Ready, S::Stopping, S::NotReady, S::Removing];
+        let table = [
+            (E::Made, [Some(S::Ready), None, None, None, None]),
+            (
+                E::Stop,
+                [
+                    Some(S::Stopping),
+                    Some(S::Stopping),
+                    Some(S::Stopping),
+                    None,
+                    None,
+                ],
+            ),
+            (E::Stopped, [None, None, Some(S::NotReady), None, None]),
+            (
+                E::Remove,
+                [None, None, None, Some(S::Removing), Some(S::Removing)],
+            ),
+        ];
+        for (event, after) in table {
+            for (state, after) in states.into_iter().zip(after) {
+                assert_eq!(state.next(event), after, "{state:?} {event:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The records of sandboxes and containers. Knows rows, not what is in them: the
+//! objects' own state is JSON made by `pod`, the request is protobuf.
+
+use rusqlite::{OptionalExtension, Row, Transaction, params};
+
+use super::{Error, Store};
+
+/// A row of `sandboxes` or `containers`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodRow {
+    /// 64 hex digits.
+    pub id: String,
+    /// Unique among the rows of its table.
+    pub name: String,
+    /// The sandbox's id; empty in the row of a sandbox.
+    pub sandbox: String,
+    /// The object as JSON.
+    pub record: String,
+    /// The CRI request, protobuf.
+    pub config: Vec<u8>,
+}
+
+fn sandbox_row(row: &Row<'_>) -> rusqlite::Result<PodRow> {
+    Ok(PodRow {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        record: row.get(2)?,
+        config: row.get(3)?,
+        sandbox: String::new(),
+    })
+}
+
+fn container_row(row: &Row<'_>) -> rusqlite::Result<PodRow> {
+    Ok(PodRow {
+        id: row.get(0)?,
+        name: row.get(1)?,
+        record: row.get(2)?,
+        config: row.get(3)?,
+        sandbox: row.get(4)?,
+    })
+}
+
+impl Store {
+    /// All sandboxes, in no order.
+    pub fn sandboxes(&self) -> Result<Vec<PodRow>, Error> {
+        self.read("list sandboxes", |c| {
+            c.prepare("SELECT id, name, record, config FROM sandboxes")?
+                .query_map([], sandbox_row)?
+                .collect()
+        })
+    }
+
+    /// All containers, in no order.
+    pub fn containers(&self) -> Result<Vec<PodRow>, Error> {
+        self.read("list containers", |c| {
+            c.prepare("SELECT id, name, record, config, sandbox FROM containers")?
+                .query_map([], container_row)?
+                .collect()
+        })
+    }
+
+    /// Adds or replaces a sandbox.
+    pub fn put_sandbox(&self, row: &PodRow) -> Result<(), Error> {
+        self.write("write sandbox", |t| {
+            t.prepare_cached(
+                "INSERT INTO sandboxes (id, name, record, config) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (id) DO UPDATE SET record = ?3, config = ?4",
+            )?
+            .execute(params![row.id, row.name, row.record, row.config])
+            .map(drop)
+        })
+    }
+
+    /// Adds or replaces a container.
+    pub fn put_container(&self, row: &PodRow) -> Result<(), Error> {
+        self.write("write container", |t| {
+            t.prepare_cached(
+                "INSERT INTO containers (id, name, record, config, sandbox) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (id) DO UPDATE SET record = ?3, config = ?4",
+            )?
+            .execute(params![row.id, row.name, row.record, row.config, row.sandbox])
+            .map(drop)
+        })
+    }
+
+    /// Forgets a sandbox; one that is not there is no error.
+    pub fn delete_sandbox(&self, id: &str) -> Result<(), Error> {
+        self.write("delete sandbox", |t| {
+            delete(t, "DELETE FROM sandboxes WHERE id = ?1", id)
+        })
+    }
+
+    /// Forgets a container; one that is not there is no error.
+    pub fn delete_container(&self, id: &str) -> Result<(), Error> {
+        self.write("delete container", |t| {
+            delete(t, "DELETE FROM containers WHERE id = ?1", id)
+        })
+    }
+
+    /// A fact about this root that is set once: its value is kept, or `value`
+    /// becomes it.
+    pub fn setting(&self, key: &str, value: &str) -> Result<String, Error> {
+        self.write("read setting", |t| {
+            let found: Option<String> = t
+                .query_row("SELECT value FROM settings WHERE key = ?1", [key], |row| {
+                    row.get(0)
+                })
+                .optional()?;
+            match found {
+                Some(found) => Ok(found),
+                None => {
+                    t.execute("INSERT INTO settings (key, value) VALUES (?1, ?2)", [key, value])?;
+                    Ok(value.to_owned())
+                }
+            }
+        })
+    }
+
+    /// Sets a fact anew.
+    pub fn put_setting(&self, key: &str, value: &str) -> Result<(), Error> {
+        self.write("write setting", |t| {
+            t.execute(
+                "INSERT OR REPLACE INTO settings (key, value) VALUES (?1, ?2)",
+                [key, value],
+            )
+            .map(drop)
+        })
+    }
+}
+
+fn delete(t: &Transaction<'_>, sql: &str, id: &str) -> rusqlite::Result<()> {
+    t.prepare_cached(sql)?.execute([id]).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: &str, sandbox: &str) -> PodRow {
+        PodRow {
+            id: id.into(),
+            name: format!("name of {id}"),
+            sandbox: sandbox.into(),
+            record: "{}".into(),
+            config: vec![1, 2],
+        }
+    }
+
+    #[test]
+    fn rows_come_back_after_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("berth.db");
+        let store = Store::open(&path).unwrap();
+        store.put_sandbox(&row("s", "")).unwrap();
+        store.put_container(&row("c", "s")).unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        assert_eq!(store.sandboxes().unwrap(), [row("s", "")]);
+        assert_eq!(store.containers().unwrap(), [row("c", "s")]);
+        // A sandbox cannot be forgotten before its containers.
+        assert!(store.delete_sandbox("s").is_err());
+        store.delete_container("c").unwrap();
+        store.delete_sandbox("s").unwrap();
+        store.delete_sandbox("s").unwrap();
+        assert!(store.sandboxes().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_setting_keeps_its_first_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("berth.db")).unwrap();
+        assert_eq!(store.setting("k", "a").unwrap(), "a");
+        assert_eq!(store.setting("k", "b").unwrap(), "a");
+        store.put_setting("k", "b").unwrap();
+        assert_eq!(store.setting("k", "c").unwrap(), "b");
+    }
+}
