@@ -15,6 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["cli", "cri"],
     &["pod", "image", "spec", "stream"],
     &["network", "runtime"],
+    // Records are kept for both of them.
     &["store"],
     &["shim"],
     &["launcher"],
