@@ -5,7 +5,13 @@
 //! acquired, and taking a sandbox down works on one that is half made. A failure
 //! here, a crash here and a removal later are the same code.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     cgroup_parents,
@@ -293,20 +299,10 @@ async fn acquire(node: &Arc<Node>, sandbox: &Arc<Sandbox>, asked: Asked, stage: 
     cgroup_parents::claim(node, sandbox)?;
     stage.set("make namespaces");
     let (maker, made) = (node.clone(), sandbox.clone());
-    let Asked {
-        own_network,
-        own_ipc,
-        sysctls,
-        ports,
-    } = asked;
-    tokio::task::spawn_blocking(move || prepare(&maker, &made, own_network, own_ipc, &sysctls))
-        .await
-        .map_err(|e| Error::Left {
-            what: "sandbox",
-            id: id.into(),
-            step: "make namespaces",
-            message: e.to_string(),
-        })??;
+    let (own_network, ports) = (asked.own_network, asked.ports.clone());
+    let asked = Arc::new(asked);
+    let first = asked.clone();
+    blocking(id, move || prepare(&maker, &made, &first)).await?;
     let mut attachment = None;
     if own_network {
         stage.set("attach the network");
@@ -317,6 +313,11 @@ async fn acquire(node: &Arc<Node>, sandbox: &Arc<Sandbox>, asked: Asked, stage: 
                 .await
                 .step("sandbox", id, "attach the network")?,
         );
+        let (finisher, done) = (node.clone(), sandbox.clone());
+        if !asked.sysctls.is_empty() {
+            stage.set("write the sysctls of its link");
+            blocking(id, move || pin(&finisher, &done, &asked, netns::finish)).await?;
+        }
     }
     sandbox.advance(&node.store, SandboxEvent::Made, |record| {
         record.attachment = attachment
@@ -324,37 +325,49 @@ async fn acquire(node: &Arc<Node>, sandbox: &Arc<Sandbox>, asked: Asked, stage: 
     Ok(())
 }
 
-/// Folders, namespaces and files of a sandbox. Blocks.
-fn prepare(
+/// Runs what blocks apart from the runtime's threads.
+async fn blocking(id: &str, work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|e| {
+        Err(Error::Left { what: "sandbox", id: id.into(), step: "make namespaces", message: e.to_string() })
+    })
+}
+
+/// Has the namespaces of a sandbox made or finished. Blocks.
+fn pin(
     node: &Node,
     sandbox: &Sandbox,
-    own_network: bool,
-    own_ipc: bool,
-    sysctls: &BTreeMap<String, String>,
+    asked: &Asked,
+    act: fn(&Path, &netns::Wanted<'_>) -> Result<(), netns::Error>,
 ) -> Result<(), Error> {
+    let wanted = netns::Wanted {
+        net: asked.own_network,
+        ipc: asked.own_ipc,
+        uts: asked.own_network,
+        hostname: &sandbox.record().hostname,
+        sysctls: &asked.sysctls,
+    };
+    act(&node.paths.namespaces(&sandbox.id), &wanted).map_err(|source| Error::Left {
+        what: "sandbox",
+        id: sandbox.id.clone(),
+        step: "make namespaces",
+        message: source.to_string(),
+    })
+}
+
+/// Folders, namespaces and files of a sandbox. Blocks.
+fn prepare(node: &Node, sandbox: &Sandbox, asked: &Asked) -> Result<(), Error> {
     let id = sandbox.id.as_str();
     let pinned = node.paths.namespaces(id);
     std::fs::create_dir_all(&pinned).map_err(io("sandbox", id, "make folder", &pinned))?;
+    pin(node, sandbox, asked, netns::create)?;
     let record = sandbox.record();
-    let wanted = netns::Wanted {
-        net: own_network,
-        ipc: own_ipc,
-        uts: own_network,
-        hostname: &record.hostname,
-        sysctls,
-    };
-    netns::create(&pinned, &wanted).map_err(|source| Error::Left {
-        what: "sandbox",
-        id: id.into(),
-        step: "make namespaces",
-        message: source.to_string(),
-    })?;
     sandbox_files::write(
         &node.paths.sandbox(id),
         id,
         &sandbox.config(),
         &record.hostname,
-        own_ipc,
+        asked.own_ipc,
     )?;
     let logs = &sandbox.config().log_directory;
     if !logs.is_empty() {
