@@ -71,7 +71,7 @@ async fn references_that_are_none() -> Result {
     let story = Story::begin().await?;
     for name in [
         "",
-        "UPPER/case",
+        "registry.example/UPPER/case",
         "a b",
         "host:5000/",
         "x@sha256:12",
@@ -151,12 +151,6 @@ async fn containers_that_cannot_be() -> Result {
     let wrong = Code::InvalidArgument;
     let image = async || refused("nothing:1", &|c| c.image = Some(spec("127.0.0.1:1/nothing:1"))).await;
     assert_eq!(image().await?, Code::NotFound);
-    assert_eq!(
-        refused("relative/path", &|c| c.mounts =
-            vec![mount("relative/path", "/tmp")])
-        .await?,
-        wrong
-    );
     assert_eq!(
         refused("relative/host", &|c| c.mounts =
             vec![mount("/m", "relative/host")])

@@ -45,6 +45,8 @@ async fn a_timeout_kills_every_descendant() -> Result {
     let client = &story.client;
     let (_, id) = story.sleeper("timeout").await?;
     let mark = format!("{}", 600_000 + std::process::id());
+    // What its own parent left goes to the container's init, which here reaps nothing:
+    // dead is all that can be asked.
     let script = format!("setsid sleep {mark} >/dev/null 2>&1 & setsid nohup sleep {mark} & sleep {mark}");
     let begin = Instant::now();
     let error = client
@@ -55,12 +57,6 @@ async fn a_timeout_kills_every_descendant() -> Result {
     assert_eq!(error.code(), Code::DeadlineExceeded, "{error}");
     if !story.node.is_peer() {
         assert_eq!(kernel::output("pgrep", &["-fx", &format!("sleep {mark}")]), "");
-        assert_eq!(
-            client
-                .sh(&id, "grep -l '^State:.Z' /proc/[0-9]*/status 2>/dev/null | wc -l")
-                .await?,
-            "0"
-        );
     }
     // The container goes on.
     assert_eq!(client.sh(&id, "echo here").await?, "here");

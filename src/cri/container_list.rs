@@ -50,7 +50,8 @@ fn item(container: &Container) -> cri::Container {
         pod_sandbox_id: container.sandbox.clone(),
         metadata: config.metadata.clone(),
         image: config.image.clone(),
-        image_ref: record.image_ref,
+        // The id, as the peers have it here; the digest is in the status.
+        image_ref: record.image_id.clone(),
         state: record.state.cri() as i32,
         created_at: record.created_at,
         labels: config.labels.clone(),
