@@ -59,6 +59,11 @@ pub enum Error {
 /// of a vfork; it is replaced by /dev/null here.
 pub fn run(id: String) -> Result<(), Error> {
     detach()?;
+    // What berthd may have inherited itself without close-on-exec.
+    descriptor::close_all_but(&[]).map_err(|errno| Error::Daemon {
+        step: "close inherited descriptors",
+        errno,
+    })?;
     let listener = take_listener().map_err(Error::Socket)?;
     EventLoop::new(listener, Service::new(id))
         .and_then(EventLoop::run)

@@ -11,7 +11,7 @@ use berth::{
     runtime::{Error, ExecIo, Shim},
 };
 
-use crate::{
+use super::{
     can_run,
     fixture::{Fixture, process, processes, shell, until},
 };

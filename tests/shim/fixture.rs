@@ -95,7 +95,7 @@ impl Fixture {
             ],
             process: Some(process(args)),
             cgroup: Some(plan::Cgroup {
-                path: format!("/berth-shim-test-{}/{number}", std::process::id()),
+                path: format!("/berth-shim-test-{}-{number}", std::process::id()),
                 resources: None,
             }),
             log: Some(plan::Log {
@@ -205,9 +205,9 @@ pub fn shims(id: &str) -> Vec<i32> {
     })
 }
 
-/// Zombies that are children of this process.
-pub fn zombies() -> Vec<i32> {
-    let me = std::process::id().to_string();
+/// Zombies that are children of `parent`.
+pub fn zombies(parent: u32) -> Vec<i32> {
+    let me = parent.to_string();
     processes(|pid| {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
@@ -226,7 +226,8 @@ pub fn processes(wanted: impl Fn(i32) -> bool) -> Vec<i32> {
 pub fn lines(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap();
     assert!(text.is_empty() || text.ends_with('\n'), "a torn line at the end");
-    text.lines()
+    // Not lines(), which would drop a carriage return.
+    text.split_terminator('\n')
         .map(|line| {
             let (stamp, rest) = line.split_at(31);
             assert!(

@@ -2,13 +2,12 @@
 
 use std::{
     fs,
-    io::Write,
     time::{Duration, Instant},
 };
 
-use crate::{
+use super::{
     can_run,
-    fixture::{Fixture, lines},
+    fixture::{Fixture, lines, shell},
 };
 
 #[tokio::test]
@@ -156,10 +155,7 @@ async fn a_terminal_is_logged_as_stdout_and_resized() {
     let shim = fixture.start().await;
     fixture.await_log("oops").await;
     shim.resize(132, 43).await.unwrap();
-    fs::File::create(fixture.path().join("upper/go"))
-        .unwrap()
-        .write_all(b"")
-        .unwrap();
+    shim.exec_sync(&shell("echo > /go"), None, 0).await.unwrap();
     assert_eq!(shim.wait().await.unwrap().code, 0);
     let lines = fixture.lines();
     assert_eq!(lines[..3], ["stdout F 24 80", "stdout F oops", "stdout F 43 132"]);
