@@ -169,7 +169,7 @@ impl Fixture {
     /// The shim has gone: no process, no zombie, no cgroup, nobody listens.
     pub async fn assert_gone(&self) {
         until("the shim to leave", || shims(&self.id).is_empty()).await;
-        assert_eq!(self.cgroups(), [PathBuf::new(); 0]);
+        assert_eq!(self.cgroups(), Vec::<PathBuf>::new());
         assert!(Shim::connect(&self.id, &self.dir).await.unwrap_err().is_gone());
     }
 }

@@ -1,6 +1,8 @@
 //! Stories of the shim, with the real binary and real containers: needs root, and
 //! a machine whose cgroups can be written.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod exec;
 mod fixture;
 mod life;
