@@ -15,13 +15,15 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
-        ResolvesClientCert,
+        ResolvesClientCert, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        verify_server_name,
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    server::ParsedCertificate,
     sign::CertifiedKey,
 };
 
@@ -97,13 +99,26 @@ fn config(host: &Host, roots: &Roots) -> Result<ClientConfig, Error> {
             .with_custom_certificate_verifier(Arc::new(verifier))
     } else {
         let mut all = roots.get();
+        let mut named = Vec::new();
         for path in &tls.ca {
             let all = Arc::make_mut(&mut all);
             for certificate in certificates(path)? {
-                all.add(certificate).map_err(|e| wrong(path, e.to_string()))?;
+                all.add(certificate.clone())
+                    .map_err(|e| wrong(path, e.to_string()))?;
+                named.push(certificate);
             }
         }
-        builder.with_root_certificates(all)
+        if named.is_empty() {
+            builder.with_root_certificates(all)
+        } else {
+            let usual = WebPkiServerVerifier::builder_with_provider(all, Arc::clone(&provider))
+                .build()
+                .map_err(|e| wrong(Path::new("TLS"), e.to_string()))?;
+            let verifier = NamedVerifier { usual, named };
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
+        }
     };
     if tls.client.is_empty() {
         return Ok(builder.with_no_client_auth());
@@ -150,6 +165,60 @@ impl ResolvesClientCert for ClientPairs {
 
     fn has_certs(&self) -> bool {
         !self.0.is_empty()
+    }
+}
+
+/// The usual verification, and beside it: a server whose own certificate stands
+/// in a file of `ca`, as `openssl req -x509` makes one for server and authority
+/// in one. Go takes those, webpki by itself does not.
+#[derive(Debug)]
+struct NamedVerifier {
+    usual: Arc<WebPkiServerVerifier>,
+    named: Vec<CertificateDer<'static>>,
+}
+
+impl ServerCertVerifier for NamedVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let usual = self
+            .usual
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        // Any other reason (expired, not yet valid) stands.
+        if let Err(rustls::Error::InvalidCertificate(CertificateError::Other(_))) = &usual
+            && self.named.contains(end_entity)
+        {
+            verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            return Ok(ServerCertVerified::assertion());
+        }
+        usual
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.usual.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.usual.supported_verify_schemes()
     }
 }
 

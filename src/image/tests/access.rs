@@ -23,8 +23,11 @@ async fn with_image() -> (Registry, String) {
 }
 
 fn demand(challenge: &str) -> Reply {
-    Reply::new(401, r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#)
-        .with("www-authenticate", challenge)
+    Reply::new(
+        401,
+        r#"{"errors":[{"code":"UNAUTHORIZED","message":"authentication required"}]}"#,
+    )
+    .with("www-authenticate", challenge)
 }
 
 #[tokio::test]
@@ -51,7 +54,10 @@ async fn basic() {
         let error = node.pull_as(&name, wrong).await.unwrap_err();
         assert_eq!(error.kind(), Kind::Unauthenticated, "{error}");
         let text = format!("{error} {error:?}");
-        assert!(!text.contains("wrong-one") && !text.contains("hidden") && !text.contains("secret"), "{text}");
+        assert!(
+            !text.contains("wrong-one") && !text.contains("hidden") && !text.contains("secret"),
+            "{text}"
+        );
         node.assert_empty();
     }
     let encoded = AuthConfig {
@@ -75,7 +81,10 @@ fn tokens(registry: &Registry, service: impl Fn(&super::registry::Request) -> bo
             }
             used.store(0, Ordering::Relaxed);
             let number = issued.fetch_add(1, Ordering::Relaxed) + 1;
-            return Some(Reply::new(200, format!(r#"{{"token":"t{number}","expires_in":300}}"#)));
+            return Some(Reply::new(
+                200,
+                format!(r#"{{"token":"t{number}","expires_in":300}}"#),
+            ));
         }
         let valid = format!("Bearer t{}", issued.load(Ordering::Relaxed));
         if request.header("authorization") == valid && used.fetch_add(1, Ordering::Relaxed) < 3 {
@@ -91,12 +100,19 @@ fn tokens(registry: &Registry, service: impl Fn(&super::registry::Request) -> bo
 async fn tokens_are_fetched_and_renewed_when_they_expire_in_the_middle() {
     let (registry, id) = with_image().await;
     tokens(&registry, |request| {
-        assert!(request.path.contains("service=the%2C%20service"), "{}", request.path);
+        assert!(
+            request.path.contains("service=the%2C%20service"),
+            "{}",
+            request.path
+        );
         assert!(request.path.contains("scope=repository%3Aa%2Fb%3Apull") && request.path.contains("a=b"));
         request.header("authorization") == BASIC
     });
     let node = Node::new();
-    assert_eq!(node.pull_as(&registry.name("a/b:v1"), password()).await.unwrap(), id);
+    assert_eq!(
+        node.pull_as(&registry.name("a/b:v1"), password()).await.unwrap(),
+        id
+    );
     assert_eq!(registry.count("/token"), 2);
     let error = Node::new().pull(&registry.name("a/b:v1")).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unauthenticated);
@@ -123,7 +139,8 @@ async fn anonymous_tokens_identity_tokens_and_registry_tokens() {
     assert_eq!(Node::new().pull_as(&name, identity).await.unwrap(), id);
 
     registry.forget_rules();
-    registry.on(|r| (r.header("authorization") != "Bearer given").then(|| demand("Bearer realm=\"http://x/\"")));
+    registry
+        .on(|r| (r.header("authorization") != "Bearer given").then(|| demand("Bearer realm=\"http://x/\"")));
     let token = AuthConfig {
         registry_token: "given".into(),
         ..AuthConfig::default()
@@ -144,7 +161,10 @@ async fn redirects_lose_the_authorization_when_the_host_changes() {
         move_it.then(|| Reply::new(307, "").with("location", format!("{away}/bucket/x?sig=signed")))
     });
     let node = Node::new();
-    assert_eq!(node.pull_as(&registry.name("a/b:v1"), password()).await.unwrap(), id);
+    assert_eq!(
+        node.pull_as(&registry.name("a/b:v1"), password()).await.unwrap(),
+        id
+    );
     let seen = storage.log();
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].header("authorization"), "");
@@ -152,7 +172,10 @@ async fn redirects_lose_the_authorization_when_the_host_changes() {
     // What a storage says about it has no signature in it.
     storage.on(|_| Some(Reply::new(403, "")));
     let node = Node::new();
-    let error = node.pull_as(&registry.name("a/b:v1"), password()).await.unwrap_err();
+    let error = node
+        .pull_as(&registry.name("a/b:v1"), password())
+        .await
+        .unwrap_err();
     assert_eq!(error.kind(), Kind::PermissionDenied);
     assert!(!error.to_string().contains("signed"), "{error}");
     node.assert_empty();
@@ -170,10 +193,11 @@ async fn endless_redirects_end() {
 #[tokio::test]
 async fn an_answer_that_repeats_a_secret_is_not_shown() {
     let (registry, _) = with_image().await;
-    registry.on(|r| {
-        (r.header("authorization") == BASIC).then(|| Reply::new(403, "you said user:secret"))
-    });
+    registry.on(|r| (r.header("authorization") == BASIC).then(|| Reply::new(403, "you said user:secret")));
     registry.on(|r| r.header("authorization").is_empty().then(|| demand("Basic")));
-    let error = Node::new().pull_as(&registry.name("a/b:v1"), password()).await.unwrap_err();
+    let error = Node::new()
+        .pull_as(&registry.name("a/b:v1"), password())
+        .await
+        .unwrap_err();
     assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
 }

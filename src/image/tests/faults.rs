@@ -123,11 +123,19 @@ async fn faults_of_blobs() {
         (Reply::new(200, flipped), Kind::DataLoss, &["digest sha256:"]),
         (Reply::new(200, other), Kind::DataLoss, &["ended early"]),
         (Reply::new(500, "oops"), Kind::Unavailable, &["500", "oops"]),
-        (Reply::new(429, "slow down").with("retry-after", "3600"), Kind::Unavailable, &["429", "slow down"]),
+        (
+            Reply::new(429, "slow down").with("retry-after", "3600"),
+            Kind::Unavailable,
+            &["429", "slow down"],
+        ),
         (Reply::new(404, ""), Kind::NotFound, &["404"]),
         (Reply::new(403, "<html>"), Kind::PermissionDenied, &["403"]),
         (Reply::new(307, ""), Kind::Unavailable, &["307"]),
-        (Reply::new(206, "x").with("content-range", "bytes 5-6/9"), Kind::DataLoss, &["range"]),
+        (
+            Reply::new(206, "x").with("content-range", "bytes 5-6/9"),
+            Kind::DataLoss,
+            &["range"],
+        ),
     ];
     for (reply, kind, words) in cases {
         let registry = Registry::start().await;
@@ -150,7 +158,11 @@ async fn faults_of_blobs() {
         });
         let node = Node::new();
         let digest = layer.digest().to_string();
-        let words: Vec<&str> = words.iter().copied().chain(["fetch layer", &digest, "http://127.0.0.1"]).collect();
+        let words: Vec<&str> = words
+            .iter()
+            .copied()
+            .chain(["fetch layer", &digest, "http://127.0.0.1"])
+            .collect();
         refused(&node, &registry, kind, &words).await;
     }
 }
@@ -178,17 +190,40 @@ async fn faults_of_manifests_and_configs() {
     hangs.hang = Some(0);
     let zero = format!("sha256:{}", "0".repeat(64));
     let cases: Vec<Case> = vec![
-        (Box::new(|_| {}), Kind::NotFound, &["resolve", "404", "not here", "check the name"]),
-        (rule("manifests", Reply::new(200, "{")), Kind::DataLoss, &["is not a manifest"]),
-        (rule("manifests", Reply::new(200, vec![b' '; 5 << 20])), Kind::DataLoss, &["larger than"]),
         (
-            rule("manifests", Reply::new(200, "{}").with("docker-content-digest", zero)),
+            Box::new(|_| {}),
+            Kind::NotFound,
+            &["resolve", "404", "not here", "check the name"],
+        ),
+        (
+            rule("manifests", Reply::new(200, "{")),
+            Kind::DataLoss,
+            &["is not a manifest"],
+        ),
+        (
+            rule("manifests", Reply::new(200, vec![b' '; 5 << 20])),
+            Kind::DataLoss,
+            &["larger than"],
+        ),
+        (
+            rule(
+                "manifests",
+                Reply::new(200, "{}").with("docker-content-digest", zero),
+            ),
             Kind::DataLoss,
             &["its header says"],
         ),
         (rule("manifests", hangs), Kind::Unavailable, &["stalled"]),
-        (rule("manifests", Reply::new(401, "")), Kind::Unauthenticated, &["401"]),
-        (rule("/blobs/", Reply::new(200, "{}")), Kind::DataLoss, &["config"]),
+        (
+            rule("manifests", Reply::new(401, "")),
+            Kind::Unauthenticated,
+            &["401"],
+        ),
+        (
+            rule("/blobs/", Reply::new(200, "{}")),
+            Kind::DataLoss,
+            &["config"],
+        ),
         (
             Box::new(manifest(json!({"schemaVersion": 1, "fsLayers": []}))),
             Kind::Unimplemented,
@@ -235,12 +270,18 @@ async fn faults_of_manifests_and_configs() {
 #[tokio::test]
 async fn a_registry_that_is_down() {
     let registry = Registry::start().await;
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let node = Node::new();
     let error = node.pull(&format!("{free}/a:v1")).await.unwrap_err();
     let message = error.to_string();
     assert_eq!(error.kind(), Kind::Unavailable);
-    assert!(message.contains(&free.to_string()) && message.contains("refused"), "{message}");
+    assert!(
+        message.contains(&free.to_string()) && message.contains("refused"),
+        "{message}"
+    );
     drop(registry);
     // Not HTTP at all, and TLS neither.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -267,7 +308,12 @@ async fn malformed_references_are_the_callers_fault() {
 #[tokio::test]
 async fn index_with_foreign_entries_first_and_all_compressions() {
     let registry = Registry::start().await;
-    let tars = [tar(&[("a", b"1")]), tar(&[("b", b"2")]), tar(&[("c", b"3")]), tar(&[("d", b"4")])];
+    let tars = [
+        tar(&[("a", b"1")]),
+        tar(&[("b", b"2")]),
+        tar(&[("c", b"3")]),
+        tar(&[("d", b"4")]),
+    ];
     let diff_id = |n: usize| crate::image::digest::Digest::of(&tars[n]);
     let (half, rest) = tars[1].split_at(700);
     let blobs = [
@@ -279,7 +325,10 @@ async fn index_with_foreign_entries_first_and_all_compressions() {
     let layers: Vec<Layer> = blobs
         .into_iter()
         .enumerate()
-        .map(|(n, blob)| Layer { blob, diff_id: diff_id(n) })
+        .map(|(n, blob)| Layer {
+            blob,
+            diff_id: diff_id(n),
+        })
         .collect();
     let (id, digest) = registry.push("a", "amd", &layers, json!({}));
     let arch = crate::image::platform::Platform::host().architecture;

@@ -90,7 +90,9 @@ impl Node {
         let user = format!("test-{path}");
         let layers = self.images.use_layers(id, &user).unwrap();
         self.images.release_layers(&user).unwrap();
-        layers.iter().find_map(|layer| std::fs::read(layer.join(path)).ok())
+        layers
+            .iter()
+            .find_map(|layer| std::fs::read(layer.join(path)).ok())
     }
 
     pub fn mirror(&self, registry: &str, text: &str) {

@@ -33,7 +33,11 @@ impl Request {
 
     /// `N` of `Range: bytes=N-`.
     pub fn range(&self) -> Option<usize> {
-        self.header("range").strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok()
+        self.header("range")
+            .strip_prefix("bytes=")?
+            .strip_suffix('-')?
+            .parse()
+            .ok()
     }
 }
 
@@ -185,7 +189,13 @@ impl Registry {
     }
 
     /// Pushes an image; the answer is its id and its manifest's digest.
-    pub fn push(&self, name: &str, tag: &str, layers: &[Layer], config: serde_json::Value) -> (String, Digest) {
+    pub fn push(
+        &self,
+        name: &str,
+        tag: &str,
+        layers: &[Layer],
+        config: serde_json::Value,
+    ) -> (String, Digest) {
         let diff_ids: Vec<String> = layers.iter().map(|l| l.diff_id.to_string()).collect();
         let config = serde_json::json!({
             "architecture": crate::image::platform::Platform::host().architecture, "os": "linux",
@@ -234,7 +244,13 @@ async fn serve(mut stream: TcpStream, state: &State) -> std::io::Result<()> {
     stream.read_exact(&mut body).await?;
     request.body = String::from_utf8_lossy(&body).into_owned();
     state.log.lock().unwrap().push(request.clone());
-    let ruled = state.rules.lock().unwrap().iter().rev().find_map(|rule| rule(&request));
+    let ruled = state
+        .rules
+        .lock()
+        .unwrap()
+        .iter()
+        .rev()
+        .find_map(|rule| rule(&request));
     let reply = ruled.unwrap_or_else(|| stored(state, &request));
     write(&mut stream, &request, reply).await
 }
@@ -248,8 +264,10 @@ fn stored(state: &State, request: &Request) -> Reply {
     };
     let ranges = !*state.no_ranges.lock().unwrap();
     let reply = match request.range().filter(|start| ranges && *start < body.len()) {
-        Some(start) => Reply::new(206, &body[start..])
-            .with("content-range", format!("bytes {start}-{}/{}", body.len() - 1, body.len())),
+        Some(start) => Reply::new(206, &body[start..]).with(
+            "content-range",
+            format!("bytes {start}-{}/{}", body.len() - 1, body.len()),
+        ),
         None => Reply::new(200, body.clone()),
     };
     let reply = match path.contains("/manifests/") {
@@ -276,7 +294,11 @@ async fn write(stream: &mut TcpStream, request: &Request, reply: Reply) -> std::
     if request.method == "HEAD" {
         return stream.shutdown().await;
     }
-    let stop = reply.cut.or(reply.hang).unwrap_or(reply.body.len()).min(reply.body.len());
+    let stop = reply
+        .cut
+        .or(reply.hang)
+        .unwrap_or(reply.body.len())
+        .min(reply.body.len());
     stream.write_all(&reply.body[..stop]).await?;
     stream.flush().await?;
     if reply.hang.is_some() {
@@ -292,7 +314,14 @@ pub fn tar(entries: &[(&str, &[u8])]) -> Vec<u8> {
         let mut header = [0u8; 512];
         let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
         put(0, name.as_bytes());
-        put(100, if name.ends_with('/') { b"0000755\0" } else { b"0000644\0" });
+        put(
+            100,
+            if name.ends_with('/') {
+                b"0000755\0"
+            } else {
+                b"0000644\0"
+            },
+        );
         put(108, b"0000000\0");
         put(116, b"0000000\0");
         put(124, format!("{:011o}\0", content.len()).as_bytes());

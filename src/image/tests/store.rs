@@ -99,7 +99,12 @@ async fn removal_takes_every_name_and_five_at_once_succeed() {
 #[tokio::test]
 async fn layers_in_use_stay_until_they_are_released() {
     let registry = Registry::start().await;
-    registry.push("a", "v1", &[file("x", b"1"), file("y", b"2"), file("x", b"1")], json!({}));
+    registry.push(
+        "a",
+        "v1",
+        &[file("x", b"1"), file("y", b"2"), file("x", b"1")],
+        json!({}),
+    );
     let node = Node::new();
     let id = node.pull(&registry.name("a:v1")).await.unwrap();
     let layers = node.images.use_layers(&id, "c1").unwrap();
@@ -110,7 +115,10 @@ async fn layers_in_use_stay_until_they_are_released() {
     let node = node.restart();
     assert!(layers.iter().all(|layer| exists(layer)));
     assert_eq!(node.images.users().unwrap(), ["c1"]);
-    assert!(matches!(node.images.use_layers(&id, "c2"), Err(Error::NotFound { .. })));
+    assert!(matches!(
+        node.images.use_layers(&id, "c2"),
+        Err(Error::NotFound { .. })
+    ));
     node.images.release_layers("c1").unwrap();
     node.images.release_layers("c1").unwrap();
     node.assert_empty();
@@ -177,5 +185,9 @@ async fn implied_folders_follow_the_layers_below() {
     node.pull(&registry.name("a:one")).await.unwrap();
     node.pull(&registry.name("a:two")).await.unwrap();
     assert_eq!((mode(&one), mode(&two)), (0o700, 0o755));
-    assert_eq!(registry.count(&upper.digest().to_string()), 1, "one fetch, two variants");
+    assert_eq!(
+        registry.count(&upper.digest().to_string()),
+        1,
+        "one fetch, two variants"
+    );
 }
