@@ -44,3 +44,80 @@ fn info(images: &Images, image: &Image) -> Result<String, Error> {
     let chain_id = image.chain_id().map(|id| id.to_string()).unwrap_or_default();
     Ok(serde_json::json!({ "chainID": chain_id, "imageSpec": spec }).to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cri::{image_fs, image_list, image_pull, image_remove},
+        image::tests::{Node, Registry, file},
+    };
+    use serde_json::json;
+
+    fn spec(name: &str) -> Option<cri::ImageSpec> {
+        Some(cri::ImageSpec {
+            image: name.into(),
+            ..cri::ImageSpec::default()
+        })
+    }
+
+    #[tokio::test]
+    async fn the_life_of_an_image() {
+        let registry = Registry::start().await;
+        let config = json!({"User": "www-data:1004", "Labels": {"a": "b"}});
+        let (id, digest) = registry.push("a", "v1", &[file("x", b"1")], config);
+        let node = Node::new();
+        let images = &node.images;
+        let tag = registry.name("a:v1");
+        let request = cri::PullImageRequest {
+            image: spec(&tag),
+            ..Default::default()
+        };
+        let pulled = image_pull::pull(images, request).await.unwrap();
+        assert_eq!(pulled.image_ref, id);
+
+        let ask = |name: String, verbose| async move {
+            let image = spec(&name);
+            status(images, cri::ImageStatusRequest { image, verbose })
+                .await
+                .unwrap()
+        };
+        let first = ask(id.clone(), false).await;
+        for name in [
+            tag.clone(),
+            id[7..].to_owned(),
+            registry.name(&format!("a@{digest}")),
+        ] {
+            assert_eq!(ask(name, false).await, first);
+        }
+        let image = first.image.unwrap();
+        assert_eq!((image.uid, image.username.as_str()), (None, "www-data"));
+        assert_eq!(image.spec, spec(&id));
+        assert!(image.size > 0 && first.info.is_empty());
+        let verbose = ask(tag.clone(), true).await.info;
+        let info: serde_json::Value = serde_json::from_str(&verbose["info"]).unwrap();
+        assert_eq!(info["imageSpec"]["config"]["Labels"]["a"], "b");
+        assert!(info["chainID"].as_str().unwrap().starts_with("sha256:"));
+
+        let list = |name: String| async move {
+            let filter = Some(cri::ImageFilter { image: spec(&name) });
+            let found = image_list::list(images, cri::ListImagesRequest { filter }).await;
+            found.unwrap().images
+        };
+        assert_eq!(list(String::new()).await, [image.clone()]);
+        assert_eq!(list(tag.clone()).await, [image]);
+        assert!(list("busybox".into()).await.is_empty());
+
+        let usage = image_fs::info(images, cri::ImageFsInfoRequest {}).await.unwrap();
+        let filesystem = &usage.image_filesystems[0];
+        assert!(filesystem.timestamp > 0 && filesystem.used_bytes.unwrap().value > 0);
+        assert!(std::path::Path::new(&filesystem.fs_id.as_ref().unwrap().mountpoint).exists());
+
+        for _ in 0..2 {
+            let request = cri::RemoveImageRequest { image: spec(&id) };
+            image_remove::remove(images, request).await.unwrap();
+        }
+        assert_eq!(ask(tag, false).await, cri::ImageStatusResponse::default());
+        assert!(status(images, cri::ImageStatusRequest::default()).await.is_err());
+    }
+}

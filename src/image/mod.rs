@@ -2,7 +2,7 @@
 //! digest.
 //!
 //! In reading order: [`reference`] (names), [`pull`] (the walk), [`hosts`],
-//! [`registry`], [`auth`] (whom to ask and how), [`manifest`], [`platform`] (what
+//! [`registry`], [`endpoint`], [`auth`] (whom to ask and how), [`manifest`], [`platform`] (what
 //! comes back), [`fetch`], [`transfer`], [`pipeline`], [`decompress`], [`unpack`]
 //! (a layer's bytes on their one way), [`assemble`] (the commit), [`catalog`]
 //! (what is here), [`gc`] (what is no longer needed).
@@ -25,6 +25,7 @@ pub mod content;
 pub mod copy_up;
 pub mod decompress;
 pub mod digest;
+pub mod endpoint;
 pub mod error;
 pub mod fetch;
 pub mod flights;
@@ -47,7 +48,7 @@ pub mod view;
 mod walk;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use auth::AuthConfig;
 pub use catalog::Image;

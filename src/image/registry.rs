@@ -1,32 +1,23 @@
 //! The client of the registries' HTTP API (OCI distribution 1.1): one
-//! [`Session`] per pull, which knows the hosts, what they demanded and the
-//! tokens they take.
+//! [`Session`] per pull, over the hosts that may answer ([`Endpoint`]).
 
-use std::{
-    path::Path,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
-use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri, header};
-use hyper::body::{Bytes, Incoming};
-use tokio::sync::Mutex;
+use http::{Method, Response, StatusCode, header};
+use hyper::body::Incoming;
 
 use super::{
-    auth::{AuthConfig, Challenge, Credentials, Token, form},
+    auth::AuthConfig,
     digest::Digest,
+    endpoint::Endpoint,
     error::{Error, Refusal},
-    hosts::{self, Host},
-    http_client::{Answer, Ask, Failure, exchange, read_body, refusal},
+    hosts,
+    http_client::{Failure, read_body, refusal},
     manifest::{ACCEPT, Descriptor, MAX_CONFIG, MAX_MANIFEST},
     reference::{Reference, Version},
-    tls::{self, HttpClient, Roots},
+    tls::Roots,
 };
 use crate::kind::Kind;
-
-const USER_AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
-/// Largest answer of a token service, in bytes.
-const MAX_TOKEN: u64 = 256 << 10;
 
 /// How patient a session is.
 #[derive(Clone, Copy, Debug)]
@@ -73,29 +64,6 @@ pub struct Session {
     endpoints: Vec<Endpoint>,
 }
 
-/// One host of the session.
-#[derive(Debug)]
-pub struct Endpoint {
-    host: Host,
-    client: HttpClient,
-    credentials: Credentials,
-    /// TLS or not, as far as is known.
-    https: AtomicBool,
-    /// The scheme is known to be right.
-    settled: AtomicBool,
-    /// What this host demanded and takes. Locked while a token is fetched, so
-    /// that four layers fetch one.
-    grant: Mutex<Grant>,
-}
-
-#[derive(Debug, Default)]
-struct Grant {
-    challenge: Option<Challenge>,
-    token: Option<Token>,
-    /// Counts tokens: whoever was refused with an older one just takes the newer.
-    serial: u64,
-}
-
 /// A manifest or index with what the server called it.
 #[derive(Clone, Debug)]
 pub struct Fetched {
@@ -124,14 +92,8 @@ impl Session {
         let endpoints = hosts::load(config_path, &reference.host)?
             .into_iter()
             .map(|host| {
-                Ok(Endpoint {
-                    client: tls::client(&host, roots)?,
-                    credentials: auth.for_host(host.authority.as_str())?,
-                    https: AtomicBool::new(host.https),
-                    settled: AtomicBool::new(!host.guessed),
-                    grant: Mutex::default(),
-                    host,
-                })
+                let credentials = auth.for_host(host.authority.as_str())?;
+                Endpoint::new(host, &reference, credentials, roots, patience.stall)
             })
             .collect::<Result<_, Error>>()?;
         Ok(Session {
@@ -146,19 +108,16 @@ impl Session {
     pub fn pull_hosts(&self) -> Vec<&Endpoint> {
         self.endpoints
             .iter()
-            .filter(|endpoint| endpoint.host.pull)
+            .filter(|endpoint| endpoint.may_pull())
             .collect()
     }
 
     /// What the tag means now, by HEAD; `None` when no host says so (the
     /// manifest is then fetched, and tells why).
     pub async fn head(&self) -> Option<Digest> {
-        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.host.resolve) {
+        for endpoint in self.endpoints.iter().filter(|endpoint| endpoint.may_resolve()) {
             let path = format!("manifests/{}", self.reference.version);
-            let response = self
-                .send(endpoint, Method::HEAD, &path, ACCEPT, None)
-                .await
-                .ok()?;
+            let response = endpoint.send(Method::HEAD, &path, ACCEPT, None).await.ok()?;
             if response.status() == StatusCode::OK {
                 return content_digest(&response)?.parse().ok();
             }
@@ -177,8 +136,8 @@ impl Session {
             Version::Digest(digest) => self.reference.with_digest(*digest).to_string(),
         };
         let may = |endpoint: &&Endpoint| match expected {
-            Some(_) => endpoint.host.pull,
-            None => endpoint.host.resolve,
+            Some(_) => endpoint.may_pull(),
+            None => endpoint.may_resolve(),
         };
         let path = format!("manifests/{version}");
         let limit = size.unwrap_or(MAX_MANIFEST);
@@ -279,7 +238,7 @@ impl Session {
         limit: u64,
         expected: Option<Digest>,
     ) -> Result<Fetched, Failure> {
-        let response = self.send(endpoint, Method::GET, path, accept, None).await?;
+        let response = endpoint.send(Method::GET, path, accept, None).await?;
         if response.status() != StatusCode::OK {
             return Err(refusal(response, self.patience.stall).await);
         }
@@ -316,7 +275,7 @@ impl Session {
     pub async fn blob(&self, endpoint: &Endpoint, digest: Digest, offset: u64) -> Result<BlobBody, Failure> {
         let path = format!("blobs/{digest}");
         let range = (offset > 0).then_some(offset);
-        let response = self.send(endpoint, Method::GET, &path, "*/*", range).await?;
+        let response = endpoint.send(Method::GET, &path, "*/*", range).await?;
         let start = match response.status() {
             StatusCode::OK => 0,
             StatusCode::PARTIAL_CONTENT if offset > 0 && range_start(&response) == Some(offset) => offset,
@@ -333,262 +292,6 @@ impl Session {
             start,
         })
     }
-
-    /// Sends a request of the repository, answering demands for credentials.
-    async fn send(
-        &self,
-        endpoint: &Endpoint,
-        method: Method,
-        path: &str,
-        accept: &'static str,
-        offset: Option<u64>,
-    ) -> Result<Response<Incoming>, Failure> {
-        let mut public = HeaderMap::new();
-        public.insert(header::ACCEPT, HeaderValue::from_static(accept));
-        public.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        // The digest is that of the bytes as they are stored.
-        public.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if let Some(offset) = offset {
-            let value = HeaderValue::try_from(format!("bytes={offset}-"))
-                .map_err(|e| Failure::lasting(Kind::Internal, e.to_string()))?;
-            public.insert(header::RANGE, value);
-        }
-        let mut authorised = false;
-        loop {
-            let (token, serial) = self.token(endpoint).await?;
-            let mut private = endpoint.host.headers.clone();
-            if let Some(token) = &token {
-                private.insert(header::AUTHORIZATION, sensitive(&token.header)?);
-            }
-            let answer = self.ask(endpoint, &method, path, &public, private).await?;
-            if answer.response.status() != StatusCode::UNAUTHORIZED || answer.redirected || authorised {
-                return Ok(answer.response);
-            }
-            let headers = answer.response.headers().get_all(header::WWW_AUTHENTICATE);
-            let challenge = Challenge::parse(headers.iter().filter_map(|value| value.to_str().ok()));
-            let Some(challenge) = challenge else {
-                return Ok(answer.response);
-            };
-            if token.is_some() && !matches!(challenge, Challenge::Bearer { .. }) {
-                return Ok(answer.response);
-            }
-            let mut grant = endpoint.grant.lock().await;
-            if grant.serial == serial {
-                grant.challenge = Some(challenge);
-                grant.token = None;
-            }
-            drop(grant);
-            authorised = true;
-        }
-    }
-
-    /// One exchange; settles whether a loopback host speaks TLS.
-    async fn ask(
-        &self,
-        endpoint: &Endpoint,
-        method: &Method,
-        path: &str,
-        public: &HeaderMap,
-        private: HeaderMap,
-    ) -> Result<Answer, Failure> {
-        let build = |https: bool, private: HeaderMap| -> Result<Ask, Failure> {
-            Ok(Ask {
-                method: method.clone(),
-                uri: self.uri(endpoint, https, path)?,
-                public: public.clone(),
-                private,
-                body: Bytes::new(),
-            })
-        };
-        let https = endpoint.https.load(Ordering::Relaxed);
-        let first = exchange(
-            &endpoint.client,
-            build(https, private.clone())?,
-            self.patience.stall,
-        )
-        .await;
-        let doubtful = match &first {
-            Ok(answer) => answer.response.status() == StatusCode::BAD_REQUEST,
-            Err(failure) => failure.not_http,
-        };
-        if https || !doubtful || endpoint.settled.load(Ordering::Relaxed) {
-            if first.is_ok() {
-                endpoint.settled.store(true, Ordering::Relaxed);
-            }
-            return first;
-        }
-        match exchange(&endpoint.client, build(true, private)?, self.patience.stall).await {
-            Ok(answer) => {
-                endpoint.https.store(true, Ordering::Relaxed);
-                endpoint.settled.store(true, Ordering::Relaxed);
-                Ok(answer)
-            }
-            Err(_) => first,
-        }
-    }
-
-    /// `SCHEME://HOST/v2/PATH/WHAT`, with the registry that a mirror stands for.
-    fn uri(&self, endpoint: &Endpoint, https: bool, what: &str) -> Result<Uri, Failure> {
-        let scheme = if https { "https" } else { "http" };
-        let Host { authority, path, .. } = &endpoint.host;
-        let registry = self.reference.host.as_str();
-        let own = authority.as_str() == registry
-            || (registry == "docker.io" && authority.as_str() == "registry-1.docker.io");
-        let query = if own {
-            String::new()
-        } else {
-            format!("?{}", form(&[("ns", registry)]))
-        };
-        format!(
-            "{scheme}://{authority}{path}/{}/{what}{query}",
-            self.reference.path
-        )
-        .parse()
-        .map_err(|e| Failure::lasting(Kind::Internal, format!("make a URL: {e}")))
-    }
-
-    /// The token to show to `endpoint`, fetched when it demanded one, and its serial.
-    async fn token(&self, endpoint: &Endpoint) -> Result<(Option<Token>, u64), Failure> {
-        let mut grant = endpoint.grant.lock().await;
-        if grant.token.as_ref().is_some_and(Token::is_fresh) || grant.challenge.is_none() {
-            return Ok((grant.token.clone(), grant.serial));
-        }
-        let token = match (&grant.challenge, &endpoint.credentials) {
-            (_, Credentials::Token(token)) => Some(Token::bearer(token)),
-            (Some(Challenge::Basic), Credentials::Password { user, password }) => {
-                Some(Token::basic(user, password))
-            }
-            (Some(Challenge::Basic), Credentials::Identity(_)) => {
-                return Err(Failure::lasting(
-                    Kind::Unauthenticated,
-                    "demands a user and password; an identity token was given",
-                ));
-            }
-            (
-                Some(Challenge::Bearer {
-                    realm,
-                    service,
-                    scope,
-                    ..
-                }),
-                credentials,
-            ) => Some(
-                self.fetch_token(endpoint, realm, service, scope, credentials)
-                    .await?,
-            ),
-            // Anonymous against basic: the refusal is the registry's to say.
-            _ => None,
-        };
-        grant.token.clone_from(&token);
-        grant.serial += 1;
-        Ok((token, grant.serial))
-    }
-
-    /// Asks the token service (distribution's token and OAuth2 specifications).
-    async fn fetch_token(
-        &self,
-        endpoint: &Endpoint,
-        realm: &str,
-        service: &str,
-        scope: &str,
-        credentials: &Credentials,
-    ) -> Result<Token, Failure> {
-        let wrong = |message: String| Failure::lasting(Kind::Unauthenticated, message);
-        let uri: Uri = realm
-            .parse()
-            .ok()
-            .filter(|uri: &Uri| {
-                matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some()
-            })
-            .ok_or_else(|| wrong("names a token service that is not a URL".into()))?;
-        let place = format!("token service {}", super::http_client::origin(&uri));
-        if endpoint.https.load(Ordering::Relaxed) && uri.scheme_str() != Some("https") {
-            return Err(wrong(format!(
-                "{place} is without TLS although the registry has it; not used"
-            )));
-        }
-        let own = format!("repository:{}:pull", self.reference.path);
-        let scope = if scope.is_empty() { own.as_str() } else { scope };
-        let mut ask = Ask {
-            method: Method::GET,
-            uri,
-            public: HeaderMap::new(),
-            private: HeaderMap::new(),
-            body: Bytes::new(),
-        };
-        ask.public
-            .insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        if let Credentials::Identity(identity) = credentials {
-            ask.method = Method::POST;
-            let kind = HeaderValue::from_static("application/x-www-form-urlencoded");
-            ask.public.insert(header::CONTENT_TYPE, kind);
-            let fields = [
-                ("grant_type", "refresh_token"),
-                ("service", service),
-                ("client_id", "berth"),
-                ("scope", scope),
-                ("refresh_token", identity),
-            ];
-            ask.body = form(&fields).into();
-        } else {
-            let mut pairs: Vec<(&str, &str)> = scope.split(' ').map(|scope| ("scope", scope)).collect();
-            if !service.is_empty() {
-                pairs.insert(0, ("service", service));
-            }
-            let joint = if ask.uri.query().is_some() { '&' } else { '?' };
-            ask.uri = format!("{}{joint}{}", ask.uri, form(&pairs))
-                .parse()
-                .map_err(|e| wrong(format!("{place}: {e}")))?;
-            if let Credentials::Password { user, password } = credentials {
-                let basic = Token::basic(user, password);
-                ask.private
-                    .insert(header::AUTHORIZATION, sensitive(&basic.header)?);
-            }
-        }
-        let at_service = |mut failure: Failure| {
-            failure.message = format!("{place}: {}", failure.message);
-            failure
-        };
-        let patience = self.patience.stall;
-        let answer = exchange(&endpoint.client, ask, patience)
-            .await
-            .map_err(at_service)?;
-        if answer.response.status() != StatusCode::OK {
-            let mut failure = refusal(answer.response, patience).await;
-            // 400 is how some answer to wrong credentials; 404 is not about the image.
-            if matches!(failure.kind, Kind::FailedPrecondition | Kind::NotFound) {
-                failure.kind = Kind::Unauthenticated;
-            }
-            return Err(at_service(failure));
-        }
-        let body = read_body(answer.response.into_body(), MAX_TOKEN, patience)
-            .await
-            .map_err(at_service)?;
-        Token::parse(&body).ok_or_else(|| wrong(format!("{place} answered without a token")))
-    }
-}
-
-impl Endpoint {
-    /// `https://host:port`, for people.
-    pub fn name(&self) -> String {
-        let scheme = if self.https.load(Ordering::Relaxed) {
-            "https"
-        } else {
-            "http"
-        };
-        format!("{scheme}://{}", self.host.authority)
-    }
-}
-
-fn sensitive(value: &str) -> Result<HeaderValue, Failure> {
-    let mut value = HeaderValue::from_str(value).map_err(|_| {
-        Failure::lasting(
-            Kind::InvalidArgument,
-            "the credentials hold characters that HTTP cannot send",
-        )
-    })?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 fn content_digest(response: &Response<Incoming>) -> Option<&str> {

@@ -10,10 +10,11 @@ use hyper::body::Bytes;
 use tokio::{sync::mpsc, time::sleep};
 
 use super::{
+    endpoint::Endpoint,
     error::Refusal,
     http_client::{Failure, next_bytes},
     manifest::Descriptor,
-    registry::{Endpoint, Session},
+    registry::Session,
 };
 use crate::kind::Kind;
 

@@ -80,7 +80,7 @@ async fn a_server_without_ranges_sends_the_beginning_again() {
     let registry = Registry::start().await;
     registry.without_ranges();
     let layer = large();
-    let (id, _) = registry.push("a", "v1", &[layer.clone()], json!({}));
+    let (id, _) = registry.push("a", "v1", std::slice::from_ref(&layer), json!({}));
     let (blob, tries) = (layer.blob.clone(), AtomicUsize::new(0));
     registry.on(move |request| {
         let first = request.path.contains(&Layer::digest(&layer).to_string())

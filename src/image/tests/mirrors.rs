@@ -79,8 +79,8 @@ async fn a_transfer_goes_on_at_the_next_host_where_the_first_broke_for_good() {
         .flat_map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes())
         .collect();
     let layer = file("x", &bytes);
-    let (id, _) = good.push("a", "v1", &[layer.clone()], json!({}));
-    weak.push("a", "v1", &[layer.clone()], json!({}));
+    let (id, _) = good.push("a", "v1", std::slice::from_ref(&layer), json!({}));
+    weak.push("a", "v1", std::slice::from_ref(&layer), json!({}));
     let (blob, asked) = (layer.blob.clone(), layer.digest().to_string());
     weak.on(move |r| {
         let first = r.path.contains(&asked).then(|| r.range().is_none())?;

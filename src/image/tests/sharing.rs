@@ -56,7 +56,7 @@ async fn one_that_fails_does_not_take_the_other_with_it() {
     let registry = Registry::start().await;
     let (shared, bad) = (file("shared", b"0"), file("x", b"1"));
     registry.push("a", "v1", &[shared.clone(), bad.clone()], json!({}));
-    let (two, _) = registry.push("b", "v1", &[shared.clone()], json!({}));
+    let (two, _) = registry.push("b", "v1", std::slice::from_ref(&shared), json!({}));
     slow(&registry);
     let asked = bad.digest().to_string();
     registry.on(move |r| r.path.contains(&asked).then(|| Reply::new(404, "")));

@@ -175,7 +175,7 @@ async fn implied_folders_follow_the_layers_below() {
         Layer::gzip(&bytes)
     };
     let (one, _) = registry.push("a", "one", &[private, upper.clone()], json!({}));
-    let (two, _) = registry.push("a", "two", &[upper.clone()], json!({}));
+    let (two, _) = registry.push("a", "two", std::slice::from_ref(&upper), json!({}));
     let node = Node::new();
     let mode = |id: &str| {
         use std::os::unix::fs::MetadataExt as _;
