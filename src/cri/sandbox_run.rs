@@ -329,7 +329,12 @@ async fn acquire(node: &Arc<Node>, sandbox: &Arc<Sandbox>, asked: Asked, stage: 
 async fn blocking(id: &str, work: impl FnOnce() -> Result<(), Error> + Send + 'static) -> Result<(), Error> {
     let done = tokio::task::spawn_blocking(work).await;
     done.unwrap_or_else(|e| {
-        Err(Error::Left { what: "sandbox", id: id.into(), step: "make namespaces", message: e.to_string() })
+        Err(Error::Left {
+            what: "sandbox",
+            id: id.into(),
+            step: "make namespaces",
+            message: e.to_string(),
+        })
     })
 }
 

@@ -24,7 +24,11 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 const POD_CIDR: &str = "pod cidr";
 
 fn split(text: &str) -> Vec<String> {
-    text.split(',').map(str::trim).filter(|part| !part.is_empty()).map(str::to_owned).collect()
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// The subnets of the configuration: at most one of each family.
