@@ -40,6 +40,23 @@ impl Image {
         chain_ids(&self.diff_ids).pop()
     }
 
+    /// The names that go when `name` is removed. An id means all of them; a tag
+    /// itself, and with the last tag of a repository that one's digests; a digest
+    /// all names of its repository.
+    pub fn names_behind(&self, name: &str) -> Vec<String> {
+        let all = || self.repo_tags.iter().chain(&self.repo_digests);
+        let reference = Reference::parse(name).map(|r| r.to_string()).unwrap_or_default();
+        if !all().any(|known| *known == reference) {
+            return all().cloned().collect();
+        }
+        let same = |known: &String| repository(known) == repository(&reference);
+        let last = self.repo_tags.iter().filter(|tag| same(tag)).count() == 1;
+        if reference.contains('@') || last {
+            return all().filter(|known| same(known)).cloned().collect();
+        }
+        vec![reference]
+    }
+
     /// The user that its processes have: a number, or a name; neither when the
     /// config says nothing. A group behind a colon is left out.
     pub fn user(&self) -> (Option<i64>, String) {
@@ -136,6 +153,17 @@ impl Catalog {
     }
 }
 
+/// "host/path" of "host/path:tag" or "host/path@digest".
+fn repository(name: &str) -> &str {
+    if let Some((repository, _)) = name.split_once('@') {
+        return repository;
+    }
+    match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
 fn read_config(blobs: &Blobs, id: &str) -> Result<Option<ConfigFile>, Error> {
     let Ok(digest) = id.parse::<Digest>() else {
         return Ok(None);
@@ -176,6 +204,20 @@ mod tests {
             let (uid, name) = image("0", &[], user).user();
             assert_eq!((uid, name.as_str()), expected, "{user}");
         }
+    }
+
+    #[test]
+    fn a_tag_goes_alone_and_an_id_takes_all() {
+        let mut image = (*image("0", &["r.io:5/a:1", "r.io:5/a:2", "r.io:5/b:1"], "")).clone();
+        let digest = format!("sha256:{}", "d".repeat(64));
+        image.repo_digests = vec![format!("r.io:5/a@{digest}"), format!("r.io:5/b@{digest}")];
+        assert_eq!(image.names_behind("r.io:5/a:1"), ["r.io:5/a:1"]);
+        assert_eq!(
+            image.names_behind("r.io:5/b:1"),
+            ["r.io:5/b:1".to_owned(), format!("r.io:5/b@{digest}")]
+        );
+        assert_eq!(image.names_behind(&format!("r.io:5/a@{digest}")).len(), 3);
+        assert_eq!(image.names_behind("sha256:0").len(), 5);
     }
 
     #[test]

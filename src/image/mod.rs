@@ -224,18 +224,21 @@ impl Images {
             })
     }
 
-    /// Removes the image that `name` means, with all its names, as the CRI wants.
-    /// One that is not there is removed already. Layers that containers stand on
-    /// stay until these are gone.
+    /// Removes what `name` means: an id the image with all its names, a tag that
+    /// name alone (as docker and CRI-O do), a digest all names of its repository.
+    /// An image that has no name left is gone. One that is not there is removed
+    /// already. Layers that containers stand on stay until these are gone.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         let Some(image) = self.find(name)? else {
             return Ok(());
         };
-        self.inner
-            .store
-            .durable("remove an image", |t| records::delete_image(t, &image.id))?;
+        let names = image.names_behind(name);
+        self.inner.store.durable("remove an image", |t| {
+            records::delete_references(t, &names)?;
+            records::delete_unnamed(t, &image.id)
+        })?;
         self.inner.refresh()?;
-        tracing::info!(id = image.id, names = ?image.repo_tags, "image removed");
+        tracing::info!(id = image.id, ?names, "image removed");
         self.inner.collect();
         Ok(())
     }

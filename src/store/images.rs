@@ -112,9 +112,22 @@ pub fn insert_image(t: &Transaction<'_>, image: &ImageRow, layers: &[u64]) -> ru
     Ok(())
 }
 
-/// Deletes an image and its names; its layers stay for [`unused_layers`].
-pub fn delete_image(t: &Transaction<'_>, id: &str) -> rusqlite::Result<()> {
-    t.execute("DELETE FROM images WHERE id = ?1", [id])?;
+/// Deletes names of images.
+pub fn delete_references(t: &Transaction<'_>, names: &[String]) -> rusqlite::Result<()> {
+    let mut delete = t.prepare_cached("DELETE FROM image_references WHERE name = ?1")?;
+    for name in names {
+        delete.execute([name])?;
+    }
+    Ok(())
+}
+
+/// Deletes an image that has no name left; its layers stay for [`unused_layers`].
+pub fn delete_unnamed(t: &Transaction<'_>, id: &str) -> rusqlite::Result<()> {
+    t.execute(
+        "DELETE FROM images WHERE id = ?1
+         AND NOT EXISTS (SELECT 1 FROM image_references WHERE image = ?1)",
+        [id],
+    )?;
     Ok(())
 }
 
