@@ -139,3 +139,26 @@ async fn a_polite_end_leaves_containers_running() -> Result {
     assert_eq!(story.client.sh(&id, "echo here").await?, "here");
     story.finish().await
 }
+
+#[tokio::test]
+async fn a_pod_whose_namespaces_are_gone_is_not_ready() -> Result {
+    let mut story = Story::begin().await?;
+    if story.node.is_peer() {
+        eprintln!("skipped: another server's folders are not ours to change");
+        return Ok(());
+    }
+    let pod = story.client.run_pod("rebooted").await?;
+    story.node.kill()?;
+    let pinned = story.node.state().join("sandboxes").join(&pod.id).join("ns");
+    for name in ["net", "ipc", "uts"] {
+        let path = pinned.join(name);
+        let done = std::process::Command::new("umount").arg(&path).status()?;
+        assert!(done.success(), "umount {}", path.display());
+    }
+    story.node.launch().await?;
+    story.client = story.node.client().await?;
+    let status = story.client.pod_status(&pod.id).await?;
+    assert_eq!(status.state(), cri::PodSandboxState::SandboxNotready);
+    assert_eq!(status.network.unwrap_or_default().ip, "");
+    story.finish().await
+}

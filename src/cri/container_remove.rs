@@ -5,10 +5,11 @@ use std::{sync::Arc, time::Duration};
 use super::{
     container_stop,
     error::{Context, Error, io},
-    node::{Node, remove_all},
+    node::Node,
     sandbox_init::remove_cgroup,
 };
 use crate::{
+    image::remove_all,
     pod::{self, Container, ContainerEvent},
     proto::cri,
 };
@@ -64,7 +65,7 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
         node.paths.bundle(id),
         node.paths.container(id),
     );
-    let owned = container.id.clone();
+    let (owned, images) = (container.id.clone(), node.images.clone());
     let gone = tokio::task::spawn_blocking(move || {
         remove_cgroup(&path).map_err(|message| Error::Left {
             what: "container",
@@ -75,7 +76,9 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
         for folder in [bundle, layer] {
             remove_all(&folder).map_err(io("container", &owned, "remove folder", &folder))?;
         }
-        Ok(())
+        images
+            .release_layers(&owned)
+            .step("container", &owned, "release the image's layers")
     });
     gone.await.unwrap_or_else(|e| {
         Err(Error::Left {
@@ -85,9 +88,6 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
             message: e.to_string(),
         })
     })?;
-    node.images
-        .release_layers(id)
-        .step("container", id, "release the image's layers")?;
     node.store.delete_container(id)?;
     node.pods.forget_container(id);
     tracing::info!(container = %id, name = %container.name, "container is removed");

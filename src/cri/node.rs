@@ -1,10 +1,6 @@
 //! What the verbs work on: one node, its folders, its objects.
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     cgroup_parents::CgroupParents,
@@ -105,13 +101,5 @@ impl Node {
             (asked, _) => asked,
         };
         format!("/{}", parent.trim_matches('/'))
-    }
-}
-
-/// Removes a folder and all below it; one that is not there is no error.
-pub fn remove_all(path: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
     }
 }

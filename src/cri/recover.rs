@@ -3,14 +3,11 @@
 //!
 //! Shims are asked side by side, so one that hangs delays nobody else.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
-use super::{
-    container_exit, container_remove,
-    node::{Node, remove_all},
-    sandbox_init, sandbox_remove,
-};
+use super::{container_exit, container_remove, node::Node, sandbox_init, sandbox_remove, sandbox_stop};
 use crate::{
+    image::remove_all,
     pod::{Container, ContainerEvent, ContainerState, Error, Sandbox, SandboxState},
     proto::containerd::v1::types::Status,
     runtime::{self, Shim, read_exit},
@@ -49,6 +46,7 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
         tracing::error!(%error, "bring the network back");
     }
     finish(node).await;
+    retire(node).await;
     sweep(node);
     Ok(())
 }
@@ -126,6 +124,33 @@ async fn finish(node: &Arc<Node>) {
             tracing::error!(sandbox = %sandbox.id, %error, "finish the removal");
         }
     }
+}
+
+/// After a reboot the namespaces of a ready sandbox are gone, and it is none: it is
+/// stopped, so that the kubelet makes the pod anew.
+async fn retire(node: &Arc<Node>) {
+    for sandbox in node.pods.sandboxes() {
+        let pinned = node.paths.namespaces(&sandbox.id);
+        let whole = sandbox
+            .record()
+            .namespaces
+            .iter()
+            .all(|name| is_namespace(&pinned.join(name)));
+        if sandbox.state() != SandboxState::Ready || whole {
+            continue;
+        }
+        tracing::warn!(sandbox = %sandbox.id, "its namespaces are gone, as after a reboot: it is stopped");
+        let _gate = sandbox.gate.write().await;
+        if let Err(error) = sandbox_stop::halt(node, &sandbox).await {
+            tracing::error!(sandbox = %sandbox.id, %error, "stop a sandbox without namespaces");
+        }
+    }
+}
+
+/// A file of the namespace file system, linux/magic.h.
+fn is_namespace(path: &Path) -> bool {
+    const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC)
 }
 
 /// Removes folders and uses of layers that belong to nobody.

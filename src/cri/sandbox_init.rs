@@ -10,10 +10,11 @@ use std::{
 
 use super::{
     error::{Context, Error, io},
-    node::{Node, remove_all},
+    node::Node,
 };
 use crate::{
     cgroup::Cgroup,
+    image::remove_all,
     pod::Sandbox,
     runtime::{self, Shim},
     spec,

@@ -6,10 +6,11 @@ use std::{sync::Arc, time::Duration};
 use super::{
     cgroup_parents, container_remove,
     error::{Error, io},
-    node::{Node, remove_all},
+    node::Node,
     sandbox_stop,
 };
 use crate::{
+    image::remove_all,
     pod::{self, Sandbox, SandboxEvent},
     proto::cri,
 };

@@ -47,6 +47,8 @@ pub mod usage;
 pub mod view;
 mod walk;
 
+pub use self::walk::remove_all;
+
 #[cfg(test)]
 pub(crate) mod tests;
 

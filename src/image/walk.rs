@@ -3,8 +3,10 @@
 
 use std::{
     ffi::{CStr, CString},
+    io,
     mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
 };
 
 use rustix::{
@@ -151,6 +153,22 @@ fn level(fd: OwnedFd, stat: &Stat, name: CString, visitor: &mut dyn Visitor) -> 
         name,
         folders,
     })
+}
+
+/// Removes a folder, all below it and nothing else: links are not followed, and a
+/// tree may be deeper than there are descriptors or stack. Missing is fine.
+pub fn remove_all(path: &Path) -> io::Result<()> {
+    let wrong = || io::Error::other("has no parent folder");
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(wrong());
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let parent = match rustix::fs::open(parent, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    let name = CString::new(name.as_encoded_bytes()).map_err(|_| wrong())?;
+    Ok(remove_tree(parent.as_fd(), &name)?)
 }
 
 /// Removes the folder `name` in `parent` and all in it. Missing is fine.
