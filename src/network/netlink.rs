@@ -13,8 +13,8 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
-        LinkInfo, LinkMessage, LinkProtoInfoBridge,
+        AfSpecInet6, AfSpecUnspec, BridgePortState, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind,
+        InfoPortData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkProtoInfoBridge,
     },
     route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
 };
@@ -38,6 +38,8 @@ pub struct Link {
     /// Index of the bridge it is a port of.
     pub master: Option<u32>,
     pub is_bridge: bool,
+    /// It is a port of a bridge that passes frames.
+    pub forwards: bool,
 }
 
 /// A route, as far as the choice of subnets and of the MTU needs it.
@@ -347,6 +349,7 @@ fn read_link(message: LinkMessage) -> Link {
         mtu: 0,
         master: None,
         is_bridge: false,
+        forwards: false,
     };
     for attribute in message.attributes {
         match attribute {
@@ -355,6 +358,12 @@ fn read_link(message: LinkMessage) -> Link {
             LinkAttribute::Controller(master) => link.master = Some(master),
             LinkAttribute::LinkInfo(info) => {
                 link.is_bridge = info.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                link.forwards = info.iter().any(|part| match part {
+                    LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                        port.contains(&InfoBridgePort::State(BridgePortState::Forwarding))
+                    }
+                    _ => false,
+                });
             }
             _ => {}
         }

@@ -27,6 +27,7 @@ use std::{
     net::IpAddr,
     os::fd::AsFd,
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
 };
 
 pub use error::Error;
@@ -51,6 +52,10 @@ use crate::{
 
 /// The pod's end of the pair.
 const POD_LINK: &str = "eth0";
+
+/// How long the kernel may take to open a port of the bridge, and how often it is asked.
+const PORT_PATIENCE: Duration = Duration::from_secs(1);
+const PORT_PAUSE: Duration = Duration::from_micros(100);
 
 /// The built-in bridge of one berthd.
 #[derive(Debug)]
@@ -165,6 +170,7 @@ impl Bridge {
         netlink.set_up(&name, port)?;
         end.configure(&ips, &subnets)?;
         self.serve_ports(&self.host_ports(Some(&pod.id), &up.subnets)?)?;
+        await_forwarding(&mut netlink, &name)?;
         Ok(ips)
     }
 
@@ -320,6 +326,22 @@ impl Bridge {
         }
         Ok(found)
     }
+}
+
+/// Waits until the bridge passes frames to the pod. The kernel opens a port a
+/// moment after both of its ends are up, and what is sent before that is lost: the
+/// first packet of a pod would come a second late, with the next question for its
+/// hardware address.
+fn await_forwarding(netlink: &mut Netlink, port: &str) -> Result<(), Error> {
+    let begin = Instant::now();
+    while !netlink.link(port)?.ok_or(Error::Gone)?.forwards {
+        if begin.elapsed() > PORT_PATIENCE {
+            tracing::warn!(port, "the bridge does not pass frames to the pod yet");
+            break;
+        }
+        std::thread::sleep(PORT_PAUSE);
+    }
+    Ok(())
 }
 
 /// In the pod's namespace: a socket, and what has to be so before `eth0` is made.
