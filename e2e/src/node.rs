@@ -71,6 +71,11 @@ impl Node {
         );
         fs::write(path.join("config.toml"), base)?;
         fs::write(path.join("config.d/story.toml"), config)?;
+        // What the machine needs, such as `network.masquerade = false` where there
+        // is no nf_tables.
+        if let Ok(machine) = env::var("E2E_CONFIG") {
+            fs::write(path.join("config.d/zz-machine.toml"), machine)?;
+        }
         let before = Snapshot::take(&names)?;
         Ok(Node {
             folder,
