@@ -35,7 +35,7 @@ pub async fn ensure(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<PathBuf,
     let made = launch(node, sandbox, &bundle).await;
     match made {
         Ok((shim, pid)) => {
-            watch(node, sandbox, &shim);
+            watch(sandbox, &shim);
             *init = Some((shim, pid));
             Ok(namespace(pid))
         }
@@ -96,7 +96,7 @@ pub async fn recover(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
     };
     match found.await {
         Ok((shim, pid)) => {
-            watch(node, sandbox, &shim);
+            watch(sandbox, &shim);
             *sandbox.init.lock().await = Some((shim, pid));
         }
         Err(error) => tracing::warn!(sandbox = %sandbox.id, %error, "the init of the pod is gone"),
@@ -105,13 +105,12 @@ pub async fn recover(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
 
 /// Forgets the init when it ends: the kernel has killed the containers that were
 /// in its namespace, and the next container gets a new one.
-fn watch(node: &Arc<Node>, sandbox: &Arc<Sandbox>, shim: &Shim) {
-    let (sandbox, shim, node) = (sandbox.clone(), shim.clone(), node.clone());
+fn watch(sandbox: &Arc<Sandbox>, shim: &Shim) {
+    let (sandbox, shim) = (sandbox.clone(), shim.clone());
     tokio::spawn(async move {
         let ended = shim.wait().await;
         tracing::debug!(sandbox = %sandbox.id, ?ended, "the init of the pod ended");
         *sandbox.init.lock().await = None;
-        drop(node);
     });
 }
 

@@ -352,12 +352,7 @@ fn pin(
         hostname: &sandbox.record().hostname,
         sysctls: &asked.sysctls,
     };
-    act(&node.paths.namespaces(&sandbox.id), &wanted).map_err(|source| Error::Left {
-        what: "sandbox",
-        id: sandbox.id.clone(),
-        step: "make namespaces",
-        message: source.to_string(),
-    })
+    act(&node.paths.namespaces(&sandbox.id), &wanted).step("sandbox", &sandbox.id, "make namespaces")
 }
 
 /// Folders, namespaces and files of a sandbox. Blocks.

@@ -3,7 +3,10 @@
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,8 +17,9 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
 use super::{image_service::ImageApi, runtime_service::RuntimeApi};
-use crate::proto::cri::{
-    image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer,
+use crate::{
+    proto::cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
+    sys,
 };
 
 /// The kubelet's own limit, of both directions.
@@ -107,15 +111,19 @@ fn admitted(
                 return std::future::ready(None);
             }
         };
-        let admitted = match stream.peer_cred() {
-            Ok(peer) => peer.uid() == 0 || peer.uid() == own || group == Some(peer.gid()),
-            Err(_) => false,
-        };
+        let admitted = stream.peer_cred().is_ok_and(|peer| {
+            peer.uid() == 0 || peer.uid() == own || group.is_some_and(|g| is_member(&stream, peer.gid(), g))
+        });
         if !admitted {
             tracing::warn!(peer = ?stream.peer_cred(), "refused a client: neither root, nor our user, nor our group");
         }
         std::future::ready(admitted.then_some(Ok(stream)))
     })
+}
+
+/// Whether the peer is of the group, by its primary or a supplementary one.
+fn is_member(stream: &UnixStream, primary: u32, group: u32) -> bool {
+    primary == group || sys::peer::groups(stream.as_fd()).is_ok_and(|all| all.contains(&group))
 }
 
 /// Serves both services until `shutdown`; calls under way are answered before it returns.

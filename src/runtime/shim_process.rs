@@ -94,8 +94,11 @@ pub fn last_words(dir: &Path) -> String {
         log.take(1024).read_to_end(&mut tail)?;
         Ok(String::from_utf8_lossy(&tail).into_owned())
     };
-    match tail().unwrap_or_default().lines().last() {
-        Some(line) => format!(": {line}"),
+    // Not the hint about a backtrace that ends a panic's report.
+    let text = tail().unwrap_or_default();
+    let told: Vec<&str> = text.lines().filter(|line| !line.starts_with("note: ")).collect();
+    match told.rchunks(2).next() {
+        Some(last) => format!(": {}", last.join(" ")),
         None => String::new(),
     }
 }

@@ -12,6 +12,7 @@ pub mod exec;
 pub mod folder;
 pub mod mount;
 pub mod namespace;
+pub mod peer;
 pub mod seccomp;
 pub mod signal;
 pub mod signalfd;
