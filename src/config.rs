@@ -107,6 +107,14 @@ pub struct Image {
 pub struct Streaming {
     /// Where exec, attach and port-forward are served; port 0: any.
     pub address: SocketAddr,
+    /// PEM files of the certificate chain and its key: with both, streaming is
+    /// served over TLS. They are read again when they change.
+    pub tls_cert: PathBuf,
+    pub tls_key: PathBuf,
+    /// Seconds without a byte either way after which a connection is ended.
+    pub idle_timeout: u64,
+    /// Seconds a client has to open the streams it needs.
+    pub creation_timeout: u64,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -185,6 +193,10 @@ impl Default for Streaming {
     fn default() -> Self {
         Streaming {
             address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            tls_cert: PathBuf::new(),
+            tls_key: PathBuf::new(),
+            idle_timeout: 4 * 60 * 60,
+            creation_timeout: 30,
         }
     }
 }
@@ -286,6 +298,15 @@ impl Config {
             return wrong(
                 "runtime.default",
                 format!("there is no [runtimes.{}]", self.runtime.default),
+            );
+        }
+        if self.streaming.tls_cert.as_os_str().is_empty() != self.streaming.tls_key.as_os_str().is_empty() {
+            return wrong("streaming", "tls_cert and tls_key are needed both, or neither".into());
+        }
+        if self.streaming.idle_timeout == 0 || self.streaming.creation_timeout == 0 {
+            return wrong(
+                "streaming",
+                "idle_timeout and creation_timeout must be at least 1".into(),
             );
         }
         if self.image.max_concurrent_layers == 0 {

@@ -40,4 +40,6 @@ pub mod spec;
 #[cfg(feature = "agent")]
 pub mod store;
 #[cfg(feature = "agent")]
+pub mod stream;
+#[cfg(feature = "agent")]
 pub mod telemetry;
