@@ -92,10 +92,17 @@ pub(super) fn inbound() -> (mpsc::Sender<Item>, Inbound) {
 /// What the writer has to do, in this order.
 #[derive(Debug)]
 pub(super) enum Out {
-    Data { channel: u32, bytes: Bytes },
+    Data {
+        channel: u32,
+        bytes: Bytes,
+    },
     /// Our half of the channel ends.
-    Finish { channel: u32 },
-    Reset { channel: u32 },
+    Finish {
+        channel: u32,
+    },
+    Reset {
+        channel: u32,
+    },
     /// Everything is said: close the connection in the protocol's way.
     Close,
 }
@@ -111,7 +118,12 @@ pub(super) struct Outbound {
 
 impl Outbound {
     pub(super) fn new(channel: u32, queue: mpsc::Sender<Out>, window: Arc<Window>) -> Outbound {
-        Outbound { channel, queue, window, finished: false }
+        Outbound {
+            channel,
+            queue,
+            window,
+            finished: false,
+        }
     }
 
     /// Queues the bytes; waits while the client is slower than we are.
@@ -125,7 +137,11 @@ impl Outbound {
 
     /// Queues bytes, also none, outside flow control.
     pub(super) async fn write_unlimited(&self, bytes: Bytes) -> Result<(), Lost> {
-        self.send(Out::Data { channel: self.channel, bytes }).await
+        self.send(Out::Data {
+            channel: self.channel,
+            bytes,
+        })
+        .await
     }
 
     /// Ends our half after all that was written; once. A client that has lost
@@ -133,7 +149,11 @@ impl Outbound {
     pub(super) async fn finish(&mut self) {
         if !self.finished {
             self.finished = true;
-            let _ = self.send(Out::Finish { channel: self.channel }).await;
+            let _ = self
+                .send(Out::Finish {
+                    channel: self.channel,
+                })
+                .await;
         }
     }
 
@@ -141,7 +161,11 @@ impl Outbound {
     pub(super) async fn reset(&mut self) {
         if !self.finished {
             self.finished = true;
-            let _ = self.send(Out::Reset { channel: self.channel }).await;
+            let _ = self
+                .send(Out::Reset {
+                    channel: self.channel,
+                })
+                .await;
         }
     }
 
@@ -169,7 +193,10 @@ pub(super) struct Activity {
 
 impl Activity {
     pub(super) fn new() -> Arc<Activity> {
-        Arc::new(Activity { start: Instant::now(), last: AtomicU64::new(0) })
+        Arc::new(Activity {
+            start: Instant::now(),
+            last: AtomicU64::new(0),
+        })
     }
 
     /// A frame was read or written.
@@ -200,7 +227,10 @@ pub(super) struct Feed {
 
 impl Feed {
     pub(super) fn new(socket: Option<OwnedFd>) -> Feed {
-        Feed { budget: Arc::new(Semaphore::new(BUDGET)), socket }
+        Feed {
+            budget: Arc::new(Semaphore::new(BUDGET)),
+            socket,
+        }
     }
 
     /// Passes bytes (at most [`CHUNK`]) on; waits while the queue is full and calls
@@ -217,9 +247,16 @@ impl Feed {
         // What small pieces cost besides their bytes is counted too.
         let cost = u32::try_from(bytes.len() + 128).unwrap_or(u32::MAX);
         let send = async {
-            let Ok(budget) = self.budget.clone().acquire_many_owned(cost).await else { return };
+            let Ok(budget) = self.budget.clone().acquire_many_owned(cost).await else {
+                return;
+            };
             // An error means that the receiver is not interested any more.
-            let _ = to.send(Item::Data(Chunk { bytes, _budget: budget })).await;
+            let _ = to
+                .send(Item::Data(Chunk {
+                    bytes,
+                    _budget: budget,
+                }))
+                .await;
         };
         let send = async {
             tokio::select! {
@@ -264,7 +301,10 @@ impl Feed {
     fn hung_up(&self) -> bool {
         let Some(socket) = &self.socket else { return false };
         let mut fds = [PollFd::new(socket, PollFlags::RDHUP)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
         matches!(poll(&mut fds, Some(&now)), Ok(n) if n > 0)
     }
 }
@@ -276,6 +316,11 @@ pub(super) struct Limits {
     pub(super) idle: Duration,
     /// To open the streams that are needed.
     pub(super) creation: Duration,
+}
+
+/// Waits until the flag is true, or nobody is left to set it: the same here.
+pub(super) async fn flagged(flag: &mut watch::Receiver<bool>) {
+    let _ = flag.wait_for(|flag| *flag).await;
 }
 
 /// One connection: its tasks and what is known of it. Dropping it ends both tasks
@@ -295,7 +340,16 @@ impl Link {
         let (queue, outs) = mpsc::channel(OUTBOUND);
         let (sender, gone) = watch::channel(false);
         let tasks = JoinSet::new();
-        (Link { tasks, queue, gone, activity }, outs, sender)
+        (
+            Link {
+                tasks,
+                queue,
+                gone,
+                activity,
+            },
+            outs,
+            sender,
+        )
     }
 
     pub(super) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
@@ -308,9 +362,7 @@ impl Link {
 
     /// Waits until the client is gone.
     pub(super) async fn gone(&self) {
-        let mut gone = self.gone.clone();
-        // An error is a reader that has ended: the same.
-        let _ = gone.wait_for(|gone| *gone).await;
+        flagged(&mut self.gone.clone()).await;
     }
 
     /// Waits until nothing was carried for `limit`.

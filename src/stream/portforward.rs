@@ -15,7 +15,7 @@ use tracing::debug;
 
 use super::{
     Backend, Duplex,
-    link::{CHUNK, Gone, Inbound, Item, Limits, Link, Outbound},
+    link::{CHUNK, Gone, Inbound, Item, Limits, Link, Outbound, flagged},
     spdy,
     websocket::Channel,
 };
@@ -64,7 +64,7 @@ pub(super) async fn spdy<B: Backend>(
             () = waiting.expire() => {}
             () = link.gone() => return debug!("port-forward client is gone"),
             () = link.idle(limits.idle) => return debug!("port-forward connection was idle too long"),
-            _ = stop.wait_for(|stop| *stop) => break,
+            () = flagged(&mut stop) => break,
         }
     }
     drop(running);
@@ -86,7 +86,10 @@ struct Half {
 impl Waiting {
     /// Takes a stream; gives the pair that it completes.
     async fn add(&mut self, stream: spdy::Stream, creation: Duration) -> Result<Option<Pair>, Gone> {
-        let port = stream.headers.get("port").and_then(|port| port.parse::<u16>().ok());
+        let port = stream
+            .headers
+            .get("port")
+            .and_then(|port| port.parse::<u16>().ok());
         let is_data = match stream.headers.get("streamtype") {
             Some("data") => Some(true),
             Some("error") => Some(false),
@@ -108,8 +111,16 @@ impl Waiting {
             return Ok(None);
         }
         let until = Instant::now() + creation;
-        let half = self.halves.entry(id.clone()).or_insert(Half { data: None, error: None, until });
-        if if is_data { half.data.is_some() } else { half.error.is_some() } {
+        let half = self.halves.entry(id.clone()).or_insert(Half {
+            data: None,
+            error: None,
+            until,
+        });
+        if if is_data {
+            half.data.is_some()
+        } else {
+            half.error.is_some()
+        } {
             stream.refuse().await;
             return Ok(None);
         }
@@ -122,10 +133,21 @@ impl Waiting {
         if half.data.is_none() || half.error.is_none() {
             return Ok(None);
         }
-        let Some(Half { data: Some((from, to)), error: Some(error), .. }) = self.halves.remove(&id) else {
+        let Some(Half {
+            data: Some((from, to)),
+            error: Some(error),
+            ..
+        }) = self.halves.remove(&id)
+        else {
             return Ok(None);
         };
-        Ok(Some(Pair { port, from, to, error, half_close: true }))
+        Ok(Some(Pair {
+            port,
+            from,
+            to,
+            error,
+            half_close: true,
+        }))
     }
 
     /// Waits until a stream has waited too long for its other one, and ends it.
@@ -135,8 +157,11 @@ impl Waiting {
         };
         sleep_until(until).await;
         let now = Instant::now();
-        let late: Vec<Half> =
-            self.halves.extract_if(|_, half| half.until <= now).map(|(_, half)| half).collect();
+        let late: Vec<Half> = self
+            .halves
+            .extract_if(|_, half| half.until <= now)
+            .map(|(_, half)| half)
+            .collect();
         for half in late {
             if let Some(mut error) = half.error {
                 let message = Bytes::from_static(b"timed out waiting for the data stream of this connection");
@@ -261,22 +286,33 @@ pub(super) async fn websocket<B: Backend>(
     let mut running = JoinSet::new();
     let mut channels = channels.into_iter();
     for port in ports {
-        let (Some(data), Some(error)) = (channels.next(), channels.next()) else { return };
+        let (Some(data), Some(error)) = (channels.next(), channels.next()) else {
+            return;
+        };
         let Some(from) = data.inbound else { return };
         for to in [&data.outbound, &error.outbound] {
-            if to.write(Bytes::copy_from_slice(&port.to_le_bytes())).await.is_err() {
+            if to
+                .write(Bytes::copy_from_slice(&port.to_le_bytes()))
+                .await
+                .is_err()
+            {
                 return;
             }
         }
-        let pair =
-            Pair { port, from, to: data.outbound, error: error.outbound, half_close: false };
+        let pair = Pair {
+            port,
+            from,
+            to: data.outbound,
+            error: error.outbound,
+            half_close: false,
+        };
         running.spawn(forward(backend.clone(), sandbox.clone(), pair));
     }
     tokio::select! {
         () = async { while running.join_next().await.is_some() {} } => {}
         () = link.gone() => return debug!("port-forward client is gone"),
         () = link.idle(limits.idle) => return debug!("port-forward connection was idle too long"),
-        _ = stop.wait_for(|stop| *stop) => {}
+        () = flagged(&mut stop) => {}
     }
     drop(running);
     link.close(limits.idle).await;

@@ -40,7 +40,12 @@ impl Command {
             Command::Exec(r) => (r.stdin, r.stdout, r.stderr, r.tty),
             Command::Attach(r) => (r.stdin, r.stdout, r.stderr, r.tty),
         };
-        Wanted { stdin, stdout, stderr: stderr && !tty, tty }
+        Wanted {
+            stdin,
+            stdout,
+            stderr: stderr && !tty,
+            tty,
+        }
     }
 
     async fn start<B: Backend>(self, backend: Arc<B>) -> Result<Session, Error> {
@@ -67,7 +72,10 @@ pub(super) async fn spdy<B: Backend>(
 ) {
     let mut gathered = Gathered::default();
     let wanted = command.wanted();
-    let gather = timeout(limits.creation, gathered.all(&mut connection.incoming, wanted, version >= 3));
+    let gather = timeout(
+        limits.creation,
+        gathered.all(&mut connection.incoming, wanted, version >= 3),
+    );
     let complete = tokio::select! {
         complete = gather => complete,
         () = connection.link.gone() => return,
@@ -75,7 +83,11 @@ pub(super) async fn spdy<B: Backend>(
     let spdy::Connection { link, incoming } = connection;
     // Streams that come later are refused.
     drop(incoming);
-    let form = if version >= 4 { StatusForm::Object } else { StatusForm::Text };
+    let form = if version >= 4 {
+        StatusForm::Object
+    } else {
+        StatusForm::Text
+    };
     let Some(streams) = gathered.into_streams(form) else {
         return link.close(limits.idle).await;
     };
@@ -183,7 +195,9 @@ pub(super) async fn websocket<B: Backend>(
     (limits, stop): (Limits, watch::Receiver<bool>),
 ) {
     let wanted = command.wanted();
-    let Ok([stdin, stdout, stderr, error, resize]) = <[Channel; 5]>::try_from(channels) else { return };
+    let Ok([stdin, stdout, stderr, error, resize]) = <[Channel; 5]>::try_from(channels) else {
+        return;
+    };
     // An empty message on the lowest channel tells the client that it is connected.
     let first = match wanted {
         Wanted { stdout: true, .. } => &stdout,

@@ -57,13 +57,19 @@ impl Urls {
         if request.command.is_empty() {
             return Err(Error::Invalid("cmd is empty"));
         }
-        check(&request.container, [request.stdin, request.stdout, request.stderr, request.tty])?;
+        check(
+            &request.container,
+            [request.stdin, request.stdout, request.stderr, request.tty],
+        )?;
         self.url(token::Request::Exec(request))
     }
 
     /// A URL for one attach, good for a minute.
     pub fn attach(&self, request: AttachRequest) -> Result<String, Error> {
-        check(&request.container, [request.stdin, request.stdout, request.stderr, request.tty])?;
+        check(
+            &request.container,
+            [request.stdin, request.stdout, request.stderr, request.tty],
+        )?;
         self.url(token::Request::Attach(request))
     }
 
@@ -90,7 +96,9 @@ fn check(container: &str, [stdin, stdout, stderr, tty]: [bool; 4]) -> Result<(),
         return Err(Error::Invalid("container_id is empty"));
     }
     if tty && stderr {
-        return Err(Error::Invalid("tty and stderr cannot both be true: a terminal has one output"));
+        return Err(Error::Invalid(
+            "tty and stderr cannot both be true: a terminal has one output",
+        ));
     }
     if !stdin && !stdout && !stderr {
         return Err(Error::Invalid("one of stdin, stdout and stderr must be true"));
@@ -108,7 +116,9 @@ pub struct Server<B> {
 
 impl<B> std::fmt::Debug for Server<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("base", &self.urls.base).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("base", &self.urls.base)
+            .finish_non_exhaustive()
     }
 }
 
@@ -137,19 +147,36 @@ impl<B: Backend> Server<B> {
     /// Binds the configured address and reads the certificate, if there is one.
     pub async fn bind(config: &config::Streaming, backend: Arc<B>) -> Result<Server<B>, Error> {
         let tls = tls::acceptor(&config.tls_cert, &config.tls_key)?;
-        let listen = |source| Error::Listen { address: config.address, source };
+        let listen = |source| Error::Listen {
+            address: config.address,
+            source,
+        };
         let listener = TcpListener::bind(config.address).await.map_err(listen)?;
         let scheme = if tls.is_some() { "https" } else { "http" };
         let host = reachable(listener.local_addr().map_err(listen)?);
         let tokens = Arc::new(Tokens::default());
-        let urls = Urls { base: format!("{scheme}://{host}").into(), tokens: tokens.clone() };
+        let urls = Urls {
+            base: format!("{scheme}://{host}").into(),
+            tokens: tokens.clone(),
+        };
         let (stopper, stop) = watch::channel(false);
         let limits = Limits {
             idle: Duration::from_secs(config.idle_timeout),
             creation: Duration::from_secs(config.creation_timeout),
         };
-        let context = Context { tokens, backend, limits, stop, stopper: Arc::new(stopper) };
-        Ok(Server { listener, tls, urls, context })
+        let context = Context {
+            tokens,
+            backend,
+            limits,
+            stop,
+            stopper: Arc::new(stopper),
+        };
+        Ok(Server {
+            listener,
+            tls,
+            urls,
+            context,
+        })
     }
 
     /// What makes URLs for this server.
@@ -214,7 +241,9 @@ async fn serve_connection<B: Backend>(
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "set TCP_NODELAY on a streaming connection");
     }
-    let Ok(socket) = stream.as_fd().try_clone_to_owned() else { return };
+    let Ok(socket) = stream.as_fd().try_clone_to_owned() else {
+        return;
+    };
     match tls {
         None => serve_http(stream, socket, context, permit).await,
         Some(tls) => match timeout(PATIENCE, tls.accept(stream)).await {
@@ -267,7 +296,12 @@ struct Accepted {
 /// Answers a request. The token is spent only by an upgrade that is possible:
 /// clients fall back from WebSocket to SPDY with the same URL.
 fn answer<T>(tokens: &Tokens, request: &Request<T>) -> Result<(Answer, Accepted), Answer> {
-    let not_found = || refusal(StatusCode::NOT_FOUND, "no such streaming request, or used or too old");
+    let not_found = || {
+        refusal(
+            StatusCode::NOT_FOUND,
+            "no such streaming request, or used or too old",
+        )
+    };
     let path = request.uri().path();
     let Some((verb, token)) = path.strip_prefix('/').and_then(|path| path.split_once('/')) else {
         return Err(not_found());
@@ -276,20 +310,31 @@ fn answer<T>(tokens: &Tokens, request: &Request<T>) -> Result<(Answer, Accepted)
         return Err(not_found());
     }
     if !matches!(*request.method(), http::Method::GET | http::Method::POST) {
-        return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, "streams are opened with GET or POST"));
+        return Err(refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "streams are opened with GET or POST",
+        ));
     }
     let (protocol, answer) = negotiate(verb, request)?;
     let named = ports(request.uri().query().unwrap_or_default());
     let Ok(named) = named else {
-        return Err(refusal(StatusCode::BAD_REQUEST, "query parameter \"port\" is no list of ports"));
+        return Err(refusal(
+            StatusCode::BAD_REQUEST,
+            "query parameter \"port\" is no list of ports",
+        ));
     };
-    let mut request = tokens.consume(verb, token, Instant::now()).ok_or_else(not_found)?;
+    let mut request = tokens
+        .consume(verb, token, Instant::now())
+        .ok_or_else(not_found)?;
     if let (Protocol::WebSocket { .. }, token::Request::PortForward(forward)) = (protocol, &mut request) {
         if forward.ports.is_empty() {
             forward.ports = named;
         }
         if forward.ports.is_empty() {
-            return Err(refusal(StatusCode::BAD_REQUEST, "query parameter \"port\" is required"));
+            return Err(refusal(
+                StatusCode::BAD_REQUEST,
+                "query parameter \"port\" is required",
+            ));
         }
     }
     Ok((answer, Accepted { request, protocol }))
@@ -317,7 +362,12 @@ impl Accepted {
         B: Backend,
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let Context { backend, limits, stop, .. } = context;
+        let Context {
+            backend,
+            limits,
+            stop,
+            ..
+        } = context;
         let socket = Some(socket);
         let command = match self.request {
             token::Request::Exec(request) => Command::Exec(request),
@@ -376,8 +426,14 @@ mod tests {
 
     #[test]
     fn urls_name_a_host() {
-        assert_eq!(reachable("0.0.0.0:5".parse().unwrap()), "127.0.0.1:5".parse().unwrap());
+        assert_eq!(
+            reachable("0.0.0.0:5".parse().unwrap()),
+            "127.0.0.1:5".parse().unwrap()
+        );
         assert_eq!(reachable("[::]:5".parse().unwrap()), "[::1]:5".parse().unwrap());
-        assert_eq!(reachable("10.0.0.1:5".parse().unwrap()), "10.0.0.1:5".parse().unwrap());
+        assert_eq!(
+            reachable("10.0.0.1:5".parse().unwrap()),
+            "10.0.0.1:5".parse().unwrap()
+        );
     }
 }

@@ -16,7 +16,7 @@ use tracing::debug;
 use super::{
     Error, Session, TerminalSize,
     backend::{EndOfInput, Input, Output, Resize},
-    link::{CHUNK, Inbound, Item, Limits, Link, Lost, Outbound},
+    link::{CHUNK, Inbound, Item, Limits, Link, Lost, Outbound, flagged},
     status::{Outcome, StatusForm},
 };
 
@@ -72,7 +72,7 @@ pub(super) async fn run(
             outcome = work => outcome,
             () = link.gone() => return debug!("streaming client is gone"),
             () = link.idle(limits.idle) => return debug!("streaming connection was idle too long"),
-            _ = stop.wait_for(|stop| *stop) => Outcome::Failed("berthd is stopping".into()),
+            () = flagged(&mut stop) => Outcome::Failed("berthd is stopping".into()),
         }
     };
     finish(streams, &outcome).await;
@@ -199,8 +199,7 @@ async fn output(from: Option<Output>, mut to: Option<&mut Outbound>, mut exited:
 }
 
 async fn quiet(exited: &mut watch::Receiver<bool>) {
-    // An error is a process that nobody waits for any more: the same.
-    let _ = exited.wait_for(|exited| *exited).await;
+    flagged(exited).await;
     sleep(QUIET).await;
 }
 
@@ -246,7 +245,11 @@ impl Sizes {
                 }
             }
         }
-        let used = if unfinished { messages.byte_offset() } else { self.buffer.len() };
+        let used = if unfinished {
+            messages.byte_offset()
+        } else {
+            self.buffer.len()
+        };
         self.buffer.drain(..used);
         if self.buffer.len() > MAX_RESIZE {
             self.buffer.clear();
@@ -264,8 +267,16 @@ mod tests {
     #[test]
     fn sizes_may_be_cut_anywhere() {
         let wire = b"{\"Width\":80,\"Height\":24}\n{\"Width\":0,\"Height\":1}{\"width\":132,\"height\":43}";
-        let wanted =
-            [TerminalSize { width: 80, height: 24 }, TerminalSize { width: 132, height: 43 }];
+        let wanted = [
+            TerminalSize {
+                width: 80,
+                height: 24,
+            },
+            TerminalSize {
+                width: 132,
+                height: 43,
+            },
+        ];
         for cut in 0..wire.len() {
             let mut sizes = Sizes::default();
             let mut found = sizes.push(&Bytes::copy_from_slice(&wire[..cut]));

@@ -79,8 +79,14 @@ mod tests {
         let bytes = Outcome::Exited(42).encode(StatusForm::Object).unwrap();
         let value: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(value["reason"], "NonZeroExitCode");
-        assert_eq!(value["details"]["causes"][0], json!({"reason": "ExitCode", "message": "42"}));
+        assert_eq!(
+            value["details"]["causes"][0],
+            json!({"reason": "ExitCode", "message": "42"})
+        );
         let bytes = Outcome::Success.encode(StatusForm::Object).unwrap();
-        assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap()["status"], "Success");
+        assert_eq!(
+            serde_json::from_slice::<Value>(&bytes).unwrap()["status"],
+            "Success"
+        );
     }
 }

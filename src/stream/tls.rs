@@ -27,7 +27,10 @@ pub(super) fn acceptor(cert: &Path, key: &Path) -> Result<Option<TlsAcceptor>, E
     }
     let provider = Arc::new(ring::default_provider());
     let files = Files::open(cert.into(), key.into(), provider.clone())?;
-    let wrong = |e: rustls::Error| Error::Certificate { path: cert.into(), message: e.to_string() };
+    let wrong = |e: rustls::Error| Error::Certificate {
+        path: cert.into(),
+        message: e.to_string(),
+    };
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(wrong)?
@@ -58,8 +61,16 @@ impl Files {
     fn open(cert: PathBuf, key: PathBuf, provider: Arc<CryptoProvider>) -> Result<Files, Error> {
         let stamp = stamp(&cert, &key);
         let loaded = load(&cert, &key, &provider)?;
-        let loaded = Mutex::new(Loaded { stamp, key: Arc::new(loaded) });
-        Ok(Files { cert, key, provider, loaded })
+        let loaded = Mutex::new(Loaded {
+            stamp,
+            key: Arc::new(loaded),
+        });
+        Ok(Files {
+            cert,
+            key,
+            provider,
+            loaded,
+        })
     }
 
     /// The certificate of now; the last good one while the files are not.
@@ -88,7 +99,10 @@ impl ResolvesServerCert for Files {
 
 impl fmt::Debug for Files {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Files").field("cert", &self.cert).field("key", &self.key).finish_non_exhaustive()
+        f.debug_struct("Files")
+            .field("cert", &self.cert)
+            .field("key", &self.key)
+            .finish_non_exhaustive()
     }
 }
 
@@ -100,7 +114,10 @@ fn stamp(cert: &Path, key: &Path) -> Stamp {
 }
 
 fn load(cert: &Path, key: &Path, provider: &CryptoProvider) -> Result<CertifiedKey, Error> {
-    let wrong = |path: &Path, message: String| Error::Certificate { path: path.into(), message };
+    let wrong = |path: &Path, message: String| Error::Certificate {
+        path: path.into(),
+        message,
+    };
     let chain = CertificateDer::pem_file_iter(cert)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|e| wrong(cert, e.to_string()))?;
@@ -147,7 +164,9 @@ mod tests {
         let key = fs::read(dir.path().join("key")).unwrap();
         write(dir.path(), "two");
         fs::write(dir.path().join("key"), key).unwrap();
-        let error = acceptor(&dir.path().join("cert"), &dir.path().join("key")).err().unwrap();
+        let error = acceptor(&dir.path().join("cert"), &dir.path().join("key"))
+            .err()
+            .unwrap();
         assert!(matches!(error, Error::Certificate { .. }), "{error}");
     }
 }

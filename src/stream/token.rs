@@ -114,7 +114,10 @@ mod tests {
         for _ in 0..LIMIT {
             tokens.insert(request(), now).unwrap();
         }
-        assert!(matches!(tokens.insert(request(), now), Err(Error::TooManyTokens { .. })));
+        assert!(matches!(
+            tokens.insert(request(), now),
+            Err(Error::TooManyTokens { .. })
+        ));
         tokens.insert(request(), now + LIFETIME).unwrap();
         assert_eq!(tokens.waiting.lock().unwrap().len(), 1);
     }

@@ -37,12 +37,26 @@ const COMMAND_VERSIONS: &[(&str, u8)] = &[
 const FORWARD_VERSIONS: &[(&str, u8)] = &[("portforward.k8s.io", 1)];
 
 const BINARY: Codec = Codec::Binary { closes: false };
-const V4: Protocol = Protocol::WebSocket { codec: BINARY, form: StatusForm::Object };
-const V4_BASE64: Protocol = Protocol::WebSocket { codec: Codec::Base64, form: StatusForm::Object };
-const V1: Protocol = Protocol::WebSocket { codec: BINARY, form: StatusForm::Text };
-const V1_BASE64: Protocol = Protocol::WebSocket { codec: Codec::Base64, form: StatusForm::Text };
-const V5: Protocol =
-    Protocol::WebSocket { codec: Codec::Binary { closes: true }, form: StatusForm::Object };
+const V4: Protocol = Protocol::WebSocket {
+    codec: BINARY,
+    form: StatusForm::Object,
+};
+const V4_BASE64: Protocol = Protocol::WebSocket {
+    codec: Codec::Base64,
+    form: StatusForm::Object,
+};
+const V1: Protocol = Protocol::WebSocket {
+    codec: BINARY,
+    form: StatusForm::Text,
+};
+const V1_BASE64: Protocol = Protocol::WebSocket {
+    codec: Codec::Base64,
+    form: StatusForm::Text,
+};
+const V5: Protocol = Protocol::WebSocket {
+    codec: Codec::Binary { closes: true },
+    form: StatusForm::Object,
+};
 
 /// The WebSocket protocols of exec and attach; "" is a client that names none.
 const COMMAND_CHANNELS: &[(&str, Protocol)] = &[
@@ -70,7 +84,10 @@ pub(super) type Answer = Response<String>;
 pub(super) fn negotiate<B>(verb: &str, request: &Request<B>) -> Result<(Protocol, Answer), Answer> {
     let headers = request.headers();
     if !values(headers, &CONNECTION).any(|value| value.eq_ignore_ascii_case("upgrade")) {
-        return Err(refusal(StatusCode::BAD_REQUEST, "unable to upgrade: no upgrade was asked for"));
+        return Err(refusal(
+            StatusCode::BAD_REQUEST,
+            "unable to upgrade: no upgrade was asked for",
+        ));
     }
     let mut upgrades = values(headers, &UPGRADE);
     match upgrades.find_map(|value| match value.to_ascii_lowercase().as_str() {
@@ -88,7 +105,11 @@ pub(super) fn negotiate<B>(verb: &str, request: &Request<B>) -> Result<(Protocol
 }
 
 fn spdy(verb: &str, headers: &HeaderMap) -> Result<(Protocol, Answer), Answer> {
-    let known = if verb == "portforward" { FORWARD_VERSIONS } else { COMMAND_VERSIONS };
+    let known = if verb == "portforward" {
+        FORWARD_VERSIONS
+    } else {
+        COMMAND_VERSIONS
+    };
     let mut asked = values(headers, &VERSION).peekable();
     if asked.peek().is_none() {
         let message = "unable to upgrade: header X-Stream-Protocol-Version is missing or empty";
@@ -98,30 +119,51 @@ fn spdy(verb: &str, headers: &HeaderMap) -> Result<(Protocol, Answer), Answer> {
         let message = "unable to upgrade: none of the client's stream protocol versions is known";
         let mut answer = refusal(StatusCode::FORBIDDEN, message);
         for (name, _) in known {
-            answer.headers_mut().append(ACCEPTED_VERSIONS, HeaderValue::from_static(name));
+            answer
+                .headers_mut()
+                .append(ACCEPTED_VERSIONS, HeaderValue::from_static(name));
         }
         return Err(answer);
     };
     let mut answer = switching("SPDY/3.1");
-    answer.headers_mut().insert(VERSION, HeaderValue::from_static(name));
+    answer
+        .headers_mut()
+        .insert(VERSION, HeaderValue::from_static(name));
     Ok((Protocol::Spdy { version: *version }, answer))
 }
 
 fn websocket<B>(verb: &str, request: &Request<B>) -> Result<(Protocol, Answer), Answer> {
     let headers = request.headers();
     if request.method() != http::Method::GET {
-        return Err(refusal(StatusCode::METHOD_NOT_ALLOWED, "a websocket is opened with GET"));
+        return Err(refusal(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "a websocket is opened with GET",
+        ));
     }
-    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version.as_bytes() != b"13") {
+    if headers
+        .get(SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version.as_bytes() != b"13")
+    {
         let mut answer = refusal(StatusCode::UPGRADE_REQUIRED, "websocket version 13 is needed");
-        answer.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        answer
+            .headers_mut()
+            .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         return Err(answer);
     }
-    let key = headers.get(SEC_WEBSOCKET_KEY).and_then(|key| accept_key(key.to_str().ok()?.trim()));
+    let key = headers
+        .get(SEC_WEBSOCKET_KEY)
+        .and_then(|key| accept_key(key.to_str().ok()?.trim()));
     let Some(key) = key.and_then(|key| HeaderValue::try_from(key).ok()) else {
-        return Err(refusal(StatusCode::BAD_REQUEST, "Sec-WebSocket-Key is missing or malformed"));
+        return Err(refusal(
+            StatusCode::BAD_REQUEST,
+            "Sec-WebSocket-Key is missing or malformed",
+        ));
     };
-    let known = if verb == "portforward" { FORWARD_CHANNELS } else { COMMAND_CHANNELS };
+    let known = if verb == "portforward" {
+        FORWARD_CHANNELS
+    } else {
+        COMMAND_CHANNELS
+    };
     let mut asked = values(headers, &SEC_WEBSOCKET_PROTOCOL).peekable();
     let chosen = match asked.peek() {
         None => known.iter().find(|(have, _)| have.is_empty()),
@@ -134,21 +176,31 @@ fn websocket<B>(verb: &str, request: &Request<B>) -> Result<(Protocol, Answer), 
     let mut answer = switching("websocket");
     answer.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, key);
     if !name.is_empty() {
-        answer.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
+        answer
+            .headers_mut()
+            .insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(name));
     }
     Ok((*protocol, answer))
 }
 
 /// The members of a header's comma separated lists, without empty ones.
 fn values<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> + use<'a> {
-    let lists = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
-    lists.flat_map(|list| list.split(',')).map(str::trim).filter(|value| !value.is_empty())
+    let lists = headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok());
+    lists
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .filter(|value| !value.is_empty())
 }
 
 fn switching(to: &'static str) -> Answer {
     let mut answer = Response::new(String::new());
     *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    answer
+        .headers_mut()
+        .insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(to));
     answer
 }
@@ -173,8 +225,11 @@ mod tests {
     }
 
     fn spdy_with(versions: &'static str) -> Result<(Protocol, Answer), Answer> {
-        let headers =
-            [("Connection", "Upgrade"), ("Upgrade", "SPDY/3.1"), ("X-Stream-Protocol-Version", versions)];
+        let headers = [
+            ("Connection", "Upgrade"),
+            ("Upgrade", "SPDY/3.1"),
+            ("X-Stream-Protocol-Version", versions),
+        ];
         negotiate("exec", &request(&headers))
     }
 
@@ -194,7 +249,10 @@ mod tests {
         let (protocol, answer) = spdy_with("v9.channel.k8s.io, v4.channel.k8s.io,channel.k8s.io").unwrap();
         assert_eq!(protocol, Protocol::Spdy { version: 4 });
         assert_eq!(answer.headers()[VERSION], "v4.channel.k8s.io");
-        assert_eq!(spdy_with("channel.k8s.io").unwrap().0, Protocol::Spdy { version: 1 });
+        assert_eq!(
+            spdy_with("channel.k8s.io").unwrap().0,
+            Protocol::Spdy { version: 1 }
+        );
     }
 
     #[test]
@@ -208,17 +266,40 @@ mod tests {
     #[test]
     fn websocket_protocols() {
         let cases = [
-            ("exec", "v5.channel.k8s.io,v4.channel.k8s.io", V5, "v5.channel.k8s.io"),
-            ("exec", "v4.base64.channel.k8s.io", V4_BASE64, "v4.base64.channel.k8s.io"),
-            ("attach", "base64.channel.k8s.io", V1_BASE64, "base64.channel.k8s.io"),
+            (
+                "exec",
+                "v5.channel.k8s.io,v4.channel.k8s.io",
+                V5,
+                "v5.channel.k8s.io",
+            ),
+            (
+                "exec",
+                "v4.base64.channel.k8s.io",
+                V4_BASE64,
+                "v4.base64.channel.k8s.io",
+            ),
+            (
+                "attach",
+                "base64.channel.k8s.io",
+                V1_BASE64,
+                "base64.channel.k8s.io",
+            ),
             ("attach", "", V1, ""),
-            ("portforward", "SPDY/3.1+portforward.k8s.io", Protocol::Tunnel, "SPDY/3.1+portforward.k8s.io"),
+            (
+                "portforward",
+                "SPDY/3.1+portforward.k8s.io",
+                Protocol::Tunnel,
+                "SPDY/3.1+portforward.k8s.io",
+            ),
             ("portforward", "", V4, ""),
         ];
         for (verb, asked, expected, named) in cases {
             let (protocol, answer) = websocket_with(verb, asked).unwrap();
             assert_eq!(protocol, expected, "{asked}");
-            let answered = answer.headers().get(SEC_WEBSOCKET_PROTOCOL).map_or("", |v| v.to_str().unwrap());
+            let answered = answer
+                .headers()
+                .get(SEC_WEBSOCKET_PROTOCOL)
+                .map_or("", |v| v.to_str().unwrap());
             assert_eq!(answered, named);
         }
         let refused = websocket_with("portforward", "v5.channel.k8s.io").unwrap_err();

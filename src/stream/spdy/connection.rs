@@ -36,14 +36,23 @@ pub(in crate::stream) struct Stream {
 impl Stream {
     /// Answers with SYN_REPLY: the client may send now.
     pub(in crate::stream) async fn accept(self) -> Result<(Inbound, Outbound), Gone> {
-        self.urgent.send(Urgent::Reply { id: self.id }).await.map_err(|_| Gone)?;
+        self.urgent
+            .send(Urgent::Reply { id: self.id })
+            .await
+            .map_err(|_| Gone)?;
         Ok((self.inbound, self.outbound))
     }
 
     /// Answers with RST_STREAM.
     pub(in crate::stream) async fn refuse(self) {
         // A client that is gone needs no answer.
-        let _ = self.urgent.send(Urgent::Reset { id: self.id, status: ResetStatus::RefusedStream }).await;
+        let _ = self
+            .urgent
+            .send(Urgent::Reset {
+                id: self.id,
+                status: ResetStatus::RefusedStream,
+            })
+            .await;
     }
 }
 
@@ -69,8 +78,17 @@ impl Connection {
         let (sender, incoming) = mpsc::channel(INCOMING);
         let last = Arc::new(AtomicU32::new(0));
         let reader = Reader::new(
-            Input { io: input, buffer: read, activity: activity.clone(), feed: Feed::new(socket) },
-            Replies { urgent, incoming: Some(sender), queue: link.queue() },
+            Input {
+                io: input,
+                buffer: read,
+                activity: activity.clone(),
+                feed: Feed::new(socket),
+            },
+            Replies {
+                urgent,
+                incoming: Some(sender),
+                queue: link.queue(),
+            },
             last.clone(),
         );
         link.spawn(reader.run(gone));

@@ -73,22 +73,49 @@ impl ResetStatus {
 /// The head of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
-    Control { version: u16, kind: u16, flags: u8, length: usize },
-    Data { id: u32, fin: bool, length: usize },
+    Control {
+        version: u16,
+        kind: u16,
+        flags: u8,
+        length: usize,
+    },
+    Data {
+        id: u32,
+        fin: bool,
+        length: usize,
+    },
 }
 
 /// The body of a control frame; header blocks are still compressed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
-    SynStream { id: u32, fin: bool, unidirectional: bool, block: Bytes },
+    SynStream {
+        id: u32,
+        fin: bool,
+        unidirectional: bool,
+        block: Bytes,
+    },
     /// A block that only has to pass through the decompression: SYN_REPLY or HEADERS.
-    Headers { id: u32, fin: bool, block: Bytes },
-    RstStream { id: u32 },
+    Headers {
+        id: u32,
+        fin: bool,
+        block: Bytes,
+    },
+    RstStream {
+        id: u32,
+    },
     /// SETTINGS, with the initial window for new streams when it has one.
-    Settings { initial_window: Option<u32> },
-    Ping { id: u32 },
+    Settings {
+        initial_window: Option<u32>,
+    },
+    Ping {
+        id: u32,
+    },
     GoAway,
-    WindowUpdate { id: u32, delta: u32 },
+    WindowUpdate {
+        id: u32,
+        delta: u32,
+    },
     /// A type that this version does not have: ignored.
     Unknown,
 }
@@ -101,7 +128,11 @@ pub fn head(bytes: [u8; HEAD]) -> Head {
     // 24 bits fit.
     let length = usize::try_from(bytes.get_uint(3)).unwrap_or(usize::MAX);
     if first & !ID == 0 {
-        Head::Data { id: first, fin: flags & FIN != 0, length }
+        Head::Data {
+            id: first,
+            fin: flags & FIN != 0,
+            length,
+        }
     } else {
         let [a, b, c, d] = first.to_be_bytes();
         Head::Control {
@@ -138,20 +169,38 @@ pub fn control(kind: u16, flags: u8, mut body: Bytes) -> Result<Control, Error> 
     let fin = flags & FIN != 0;
     let first = body.get_u32();
     let id = first & ID;
-    let stream = |id: u32| if id == 0 { Err(Error::Malformed(kind)) } else { Ok(id) };
+    let stream = |id: u32| {
+        if id == 0 {
+            Err(Error::Malformed(kind))
+        } else {
+            Ok(id)
+        }
+    };
     Ok(match kind {
         kind::SYN_STREAM => {
             // Associated stream, priority and slot: nothing here depends on them.
             body.advance(6);
             let unidirectional = flags & UNIDIRECTIONAL != 0;
-            Control::SynStream { id: stream(id)?, fin, unidirectional, block: body }
+            Control::SynStream {
+                id: stream(id)?,
+                fin,
+                unidirectional,
+                block: body,
+            }
         }
-        kind::SYN_REPLY | kind::HEADERS => Control::Headers { id: stream(id)?, fin, block: body },
+        kind::SYN_REPLY | kind::HEADERS => Control::Headers {
+            id: stream(id)?,
+            fin,
+            block: body,
+        },
         kind::RST_STREAM => Control::RstStream { id: stream(id)? },
         kind::SETTINGS => settings(first, body)?,
         kind::PING => Control::Ping { id: first },
         kind::GOAWAY => Control::GoAway,
-        _ => Control::WindowUpdate { id, delta: body.get_u32() & ID },
+        _ => Control::WindowUpdate {
+            id,
+            delta: body.get_u32() & ID,
+        },
     })
 }
 
@@ -192,7 +241,12 @@ pub fn put_control(output: &mut BytesMut, kind: u16, flags: u8, body: &[&[u8]]) 
 
 /// Appends a SYN_STREAM; the client's side, for tests and tools.
 pub fn put_syn_stream(output: &mut BytesMut, id: u32, flags: u8, block: &[u8]) {
-    put_control(output, kind::SYN_STREAM, flags, &[&id.to_be_bytes(), &[0; 6], block]);
+    put_control(
+        output,
+        kind::SYN_STREAM,
+        flags,
+        &[&id.to_be_bytes(), &[0; 6], block],
+    );
 }
 
 pub fn put_syn_reply(output: &mut BytesMut, id: u32, block: &[u8]) {
@@ -211,19 +265,32 @@ pub fn put_ping(output: &mut BytesMut, id: u32) {
 /// Appends a GOAWAY with the last stream that was taken; status 0 or 1 (protocol error).
 pub fn put_goaway(output: &mut BytesMut, last: u32, protocol_error: bool) {
     let status = u32::from(protocol_error);
-    put_control(output, kind::GOAWAY, 0, &[&last.to_be_bytes(), &status.to_be_bytes()]);
+    put_control(
+        output,
+        kind::GOAWAY,
+        0,
+        &[&last.to_be_bytes(), &status.to_be_bytes()],
+    );
 }
 
 /// Appends a SETTINGS with the window that every new stream has to start with.
 pub fn put_initial_window(output: &mut BytesMut, window: u32) {
-    let body: [&[u8]; 3] =
-        [&1_u32.to_be_bytes(), &INITIAL_WINDOW.to_be_bytes(), &window.to_be_bytes()];
+    let body: [&[u8]; 3] = [
+        &1_u32.to_be_bytes(),
+        &INITIAL_WINDOW.to_be_bytes(),
+        &window.to_be_bytes(),
+    ];
     put_control(output, kind::SETTINGS, 0, &body);
 }
 
 /// Appends a WINDOW_UPDATE; stream 0 is the connection.
 pub fn put_window_update(output: &mut BytesMut, id: u32, delta: u32) {
-    put_control(output, kind::WINDOW_UPDATE, 0, &[&id.to_be_bytes(), &delta.to_be_bytes()]);
+    put_control(
+        output,
+        kind::WINDOW_UPDATE,
+        0,
+        &[&id.to_be_bytes(), &delta.to_be_bytes()],
+    );
 }
 
 #[cfg(test)]
@@ -234,7 +301,13 @@ mod tests {
 
     fn read(mut bytes: BytesMut) -> Control {
         let head_bytes = bytes.split_to(HEAD);
-        let Head::Control { version, kind, flags, length } = head(head_bytes[..].try_into().unwrap()) else {
+        let Head::Control {
+            version,
+            kind,
+            flags,
+            length,
+        } = head(head_bytes[..].try_into().unwrap())
+        else {
             panic!("data frame");
         };
         check(version, length).unwrap();
@@ -246,11 +319,22 @@ mod tests {
     fn frames_are_read_as_written() {
         type Put<'a> = &'a dyn Fn(&mut BytesMut);
         let cases: [(Put, Control); 6] = [
-            (&|o| put_reset(o, 5, ResetStatus::Cancel), Control::RstStream { id: 5 }),
+            (
+                &|o| put_reset(o, 5, ResetStatus::Cancel),
+                Control::RstStream { id: 5 },
+            ),
             (&|o| put_ping(o, 7), Control::Ping { id: 7 }),
             (&|o| put_goaway(o, 3, false), Control::GoAway),
-            (&|o| put_initial_window(o, 9), Control::Settings { initial_window: Some(9) }),
-            (&|o| put_window_update(o, 1, 8), Control::WindowUpdate { id: 1, delta: 8 }),
+            (
+                &|o| put_initial_window(o, 9),
+                Control::Settings {
+                    initial_window: Some(9),
+                },
+            ),
+            (
+                &|o| put_window_update(o, 1, 8),
+                Control::WindowUpdate { id: 1, delta: 8 },
+            ),
             (
                 &|o| put_syn_stream(o, 1, FIN, b"block"),
                 Control::SynStream {
@@ -269,7 +353,14 @@ mod tests {
         let mut output = BytesMut::new();
         put_data_head(&mut output, 3, true, 70_000);
         let bytes = output[..].try_into().unwrap();
-        assert_eq!(head(bytes), Head::Data { id: 3, fin: true, length: 70_000 });
+        assert_eq!(
+            head(bytes),
+            Head::Data {
+                id: 3,
+                fin: true,
+                length: 70_000
+            }
+        );
     }
 
     #[test]
@@ -284,8 +375,14 @@ mod tests {
         assert_eq!(check(2, 0), Err(Error::Version(2)));
         assert_eq!(check(3, MAX_CONTROL + 1), Err(Error::TooLong(MAX_CONTROL + 1)));
         let lie = Bytes::from_static(&[0xff, 0xff, 0xff, 0xff, 0, 0, 0, 7]);
-        assert_eq!(control(kind::SETTINGS, 0, lie), Err(Error::Malformed(kind::SETTINGS)));
-        assert_eq!(control(kind::RST_STREAM, 0, Bytes::from_static(&[0; 8])), Err(Error::Malformed(3)));
+        assert_eq!(
+            control(kind::SETTINGS, 0, lie),
+            Err(Error::Malformed(kind::SETTINGS))
+        );
+        assert_eq!(
+            control(kind::RST_STREAM, 0, Bytes::from_static(&[0; 8])),
+            Err(Error::Malformed(3))
+        );
     }
 
     proptest! {

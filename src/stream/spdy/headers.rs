@@ -26,7 +26,12 @@ impl Headers {
 
 impl<const N: usize> From<[(&str, &str); N]> for Headers {
     fn from(pairs: [(&str, &str); N]) -> Headers {
-        Headers(pairs.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect())
+        Headers(
+            pairs
+                .iter()
+                .map(|(n, v)| (n.to_string(), v.to_string()))
+                .collect(),
+        )
     }
 }
 
@@ -55,14 +60,18 @@ impl Decoder {
         let mut output = Vec::with_capacity(1024);
         loop {
             let before = (self.zlib.total_in(), output.len());
-            let result = self.zlib.decompress_vec(input, &mut output, FlushDecompress::Sync);
+            let result = self
+                .zlib
+                .decompress_vec(input, &mut output, FlushDecompress::Sync);
             let used = usize::try_from(self.zlib.total_in() - before.0).map_err(|_| Error::Compression)?;
             input = input.get(used..).ok_or(Error::Compression)?;
             match result {
                 Ok(Status::Ok | Status::BufError) => {}
                 Ok(Status::StreamEnd) => return Err(Error::Compression),
                 Err(e) if e.needs_dictionary().is_some() => {
-                    self.zlib.set_dictionary(&dictionary()).map_err(|_| Error::Compression)?;
+                    self.zlib
+                        .set_dictionary(&dictionary())
+                        .map_err(|_| Error::Compression)?;
                     continue;
                 }
                 Err(_) => return Err(Error::Compression),
@@ -92,7 +101,8 @@ pub struct Encoder {
 impl Encoder {
     pub fn new() -> Result<Encoder, Error> {
         let mut zlib = Compress::new(Compression::fast(), true);
-        zlib.set_dictionary(&dictionary()).map_err(|_| Error::Compression)?;
+        zlib.set_dictionary(&dictionary())
+            .map_err(|_| Error::Compression)?;
         Ok(Encoder { zlib })
     }
 
@@ -187,14 +197,23 @@ mod tests {
     #[test]
     fn a_bomb_is_stopped() {
         let bomb = "x".repeat(16 << 20);
-        let block = Encoder::new().unwrap().encode(&Headers::from([("a", bomb.as_str())])).unwrap();
+        let block = Encoder::new()
+            .unwrap()
+            .encode(&Headers::from([("a", bomb.as_str())]))
+            .unwrap();
         assert!(block.len() < MAX_BLOCK);
-        assert!(matches!(Decoder::default().decode(&block), Err(Error::HeadersTooLarge)));
+        assert!(matches!(
+            Decoder::default().decode(&block),
+            Err(Error::HeadersTooLarge)
+        ));
     }
 
     #[test]
     fn duplicates_and_empty_names_are_errors() {
-        for headers in [Headers::from([("a", "1"), ("A", "2")]), Headers::from([("", "1")])] {
+        for headers in [
+            Headers::from([("a", "1"), ("A", "2")]),
+            Headers::from([("", "1")]),
+        ] {
             let block = Encoder::new().unwrap().encode(&headers).unwrap();
             assert!(matches!(Decoder::default().decode(&block), Err(Error::Headers)));
         }

@@ -170,7 +170,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         bytes.copy_from_slice(&self.input.buffer.split_to(frame::HEAD));
         match frame::head(bytes) {
             Head::Data { id, fin, length } => self.data(id, fin, length).await,
-            Head::Control { version, kind, flags, length } => {
+            Head::Control {
+                version,
+                kind,
+                flags,
+                length,
+            } => {
                 frame::check(version, length)?;
                 self.input.fill(length).await?;
                 let body = self.input.buffer.split_to(length).freeze();
@@ -207,7 +212,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         let length = u32::try_from(length).unwrap_or(WINDOW);
         self.received = self.received.saturating_add(length);
         if self.received > WINDOW / 2 {
-            self.replies.send(Urgent::Window { id: 0, delta: self.received & WINDOW })?;
+            self.replies.send(Urgent::Window {
+                id: 0,
+                delta: self.received & WINDOW,
+            })?;
             self.received = 0;
         }
         if let Some(entry) = self.streams.get_mut(&id) {
@@ -223,7 +231,12 @@ impl<R: AsyncRead + Unpin> Reader<R> {
 
     async fn control(&mut self, control: Control) -> Result<(), End> {
         match control {
-            Control::SynStream { id, fin, unidirectional, block } => {
+            Control::SynStream {
+                id,
+                fin,
+                unidirectional,
+                block,
+            } => {
                 let headers = match self.decoder.decode(&block) {
                     Err(frame::Error::Headers) => None,
                     headers => Some(headers?),
@@ -260,7 +273,11 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         };
         self.last.store(id, Ordering::Relaxed);
         self.sweep();
-        let Some(incoming) = self.replies.incoming.clone().filter(|_| self.streams.len() < MAX_STREAMS)
+        let Some(incoming) = self
+            .replies
+            .incoming
+            .clone()
+            .filter(|_| self.streams.len() < MAX_STREAMS)
         else {
             return self.replies.reset(id, ResetStatus::RefusedStream);
         };
@@ -269,9 +286,19 @@ impl<R: AsyncRead + Unpin> Reader<R> {
         if unidirectional {
             window.reset();
         }
-        let entry = Entry { inbound: Some(sender), window: Arc::downgrade(&window), received: 0 };
+        let entry = Entry {
+            inbound: Some(sender),
+            window: Arc::downgrade(&window),
+            received: 0,
+        };
         let outbound = Outbound::new(id, self.replies.queue.clone(), window);
-        let stream = Stream { id, headers, inbound, outbound, urgent: self.replies.urgent.clone() };
+        let stream = Stream {
+            id,
+            headers,
+            inbound,
+            outbound,
+            urgent: self.replies.urgent.clone(),
+        };
         let mut taken = false;
         let send = async {
             taken = incoming.send(stream).await.is_ok();
@@ -300,7 +327,9 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn reset(&mut self, id: u32) -> Result<(), End> {
-        let Some(entry) = self.streams.remove(&id) else { return Ok(()) };
+        let Some(entry) = self.streams.remove(&id) else {
+            return Ok(());
+        };
         if let Some(window) = entry.window.upgrade() {
             window.reset();
         }

@@ -122,7 +122,11 @@ impl Window {
     fn try_take(&self, want: usize) -> Option<usize> {
         let kept = self.shared.kept.load(Ordering::Acquire);
         let mut own = self.allowance.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all = self.shared.allowance.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self
+            .shared
+            .allowance
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let mut granted = i64::try_from(want).ok()?;
         if kept {
             granted = granted.min(*own).min(*all);
@@ -148,7 +152,9 @@ mod tests {
     use super::*;
 
     async fn waits(future: impl Future) -> bool {
-        tokio::time::timeout(Duration::from_millis(30), future).await.is_err()
+        tokio::time::timeout(Duration::from_millis(30), future)
+            .await
+            .is_err()
     }
 
     #[tokio::test]

@@ -28,10 +28,20 @@ pub(super) const WINDOW: u32 = 0x7fff_ffff;
 /// What goes out before any data that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Urgent {
-    Reply { id: u32 },
-    Reset { id: u32, status: ResetStatus },
-    Ping { id: u32 },
-    Window { id: u32, delta: u32 },
+    Reply {
+        id: u32,
+    },
+    Reset {
+        id: u32,
+        status: ResetStatus,
+    },
+    Ping {
+        id: u32,
+    },
+    Window {
+        id: u32,
+        delta: u32,
+    },
     /// The client has broken the protocol: the last frame of the connection.
     ProtocolError,
 }
@@ -45,7 +55,12 @@ pub(super) async fn write<W: AsyncWrite + Unpin>(
     last: Arc<AtomicU32>,
 ) {
     let Ok(encoder) = Encoder::new() else { return };
-    let mut frames = Frames { buffer: BytesMut::with_capacity(BATCH), encoder, last, open: true };
+    let mut frames = Frames {
+        buffer: BytesMut::with_capacity(BATCH),
+        encoder,
+        last,
+        open: true,
+    };
     frames.announce_windows();
     while frames.open {
         tokio::select! {
@@ -116,7 +131,11 @@ impl Frames {
     }
 
     fn goaway(&mut self, protocol_error: bool) {
-        frame::put_goaway(&mut self.buffer, self.last.load(Ordering::Relaxed), protocol_error);
+        frame::put_goaway(
+            &mut self.buffer,
+            self.last.load(Ordering::Relaxed),
+            protocol_error,
+        );
         self.open = false;
     }
 }

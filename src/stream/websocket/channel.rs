@@ -24,9 +24,14 @@ pub enum Codec {
 /// What a piece of a message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    Data { channel: u8, bytes: Bytes },
+    Data {
+        channel: u8,
+        bytes: Bytes,
+    },
     /// The client has closed its half of the channel.
-    Closed { channel: u8 },
+    Closed {
+        channel: u8,
+    },
 }
 
 #[derive(Debug)]
@@ -35,7 +40,10 @@ enum Message {
     Start,
     Signal,
     /// Of base64 up to 3 characters wait for the rest of their group.
-    Data { channel: u8, rest: BytesMut },
+    Data {
+        channel: u8,
+        rest: BytesMut,
+    },
     /// A signal that is complete.
     Done,
 }
@@ -49,7 +57,10 @@ pub struct Decoder {
 
 impl Decoder {
     pub fn new(codec: Codec) -> Decoder {
-        Decoder { codec, message: Message::Start }
+        Decoder {
+            codec,
+            message: Message::Start,
+        }
     }
 
     /// Takes the next piece of the message; `last` when the message ends with it.
@@ -64,7 +75,9 @@ impl Decoder {
         }
         match &mut self.message {
             Message::Signal if !bytes.is_empty() => {
-                let [channel] = bytes[..] else { return Err(Error::CloseSignal) };
+                let [channel] = bytes[..] else {
+                    return Err(Error::CloseSignal);
+                };
                 event = Some(Event::Closed { channel });
                 self.message = Message::Done;
             }
@@ -89,7 +102,10 @@ impl Decoder {
 
     /// Reads what a message starts with; None when there is nothing.
     fn start(&self, bytes: &mut Bytes) -> Option<Message> {
-        let data = |channel| Message::Data { channel, rest: BytesMut::new() };
+        let data = |channel| Message::Data {
+            channel,
+            rest: BytesMut::new(),
+        };
         if self.codec == Codec::Raw {
             return Some(data(0));
         }
@@ -111,7 +127,10 @@ fn decode(rest: &mut BytesMut, bytes: &[u8], last: bool) -> Result<Bytes, Error>
     if last && !rest.is_empty() {
         return Err(Error::Base64);
     }
-    STANDARD.decode(groups).map(Bytes::from).map_err(|_| Error::Base64)
+    STANDARD
+        .decode(groups)
+        .map(Bytes::from)
+        .map_err(|_| Error::Base64)
 }
 
 impl Codec {
@@ -147,7 +166,10 @@ mod tests {
     const V5: Codec = Codec::Binary { closes: true };
 
     fn data(channel: u8, bytes: &'static str) -> Option<Event> {
-        Some(Event::Data { channel, bytes: Bytes::from_static(bytes.as_bytes()) })
+        Some(Event::Data {
+            channel,
+            bytes: Bytes::from_static(bytes.as_bytes()),
+        })
     }
 
     #[test]
@@ -167,10 +189,19 @@ mod tests {
         assert_eq!(decoder.push(Bytes::from_static(&[255, 0]), true), closed);
         assert_eq!(decoder.push(Bytes::from_static(&[255]), false), Ok(None));
         assert_eq!(decoder.push(Bytes::from_static(&[0]), true), closed);
-        assert_eq!(decoder.push(Bytes::from_static(&[255, 0, 0]), true), Err(Error::CloseSignal));
-        assert_eq!(Decoder::new(V5).push(Bytes::from_static(&[255]), true), Err(Error::CloseSignal));
+        assert_eq!(
+            decoder.push(Bytes::from_static(&[255, 0, 0]), true),
+            Err(Error::CloseSignal)
+        );
+        assert_eq!(
+            Decoder::new(V5).push(Bytes::from_static(&[255]), true),
+            Err(Error::CloseSignal)
+        );
         let mut v4 = Decoder::new(Codec::Binary { closes: false });
-        let data = Event::Data { channel: 255, bytes: Bytes::from_static(&[0]) };
+        let data = Event::Data {
+            channel: 255,
+            bytes: Bytes::from_static(&[0]),
+        };
         assert_eq!(v4.push(Bytes::from_static(&[255, 0]), true), Ok(Some(data)));
     }
 

@@ -169,7 +169,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             if left > 0 && self.buffer.is_empty() {
                 self.fill().await?;
             }
-            let size = usize::try_from(left).unwrap_or(usize::MAX).min(self.buffer.len()).min(CHUNK);
+            let size = usize::try_from(left)
+                .unwrap_or(usize::MAX)
+                .min(self.buffer.len())
+                .min(CHUNK);
             let mut piece = self.buffer.split_to(size);
             frame::mask(&mut piece, head.mask, offset);
             offset += u64::try_from(size).map_err(|_| Error::Length)?;
@@ -238,7 +241,11 @@ async fn write<W: AsyncWrite + Unpin>(
     activity: Arc<Activity>,
     codec: Codec,
 ) {
-    let mut frames = Frames { buffer: BytesMut::with_capacity(BATCH), codec, open: true };
+    let mut frames = Frames {
+        buffer: BytesMut::with_capacity(BATCH),
+        codec,
+        open: true,
+    };
     while frames.open {
         tokio::select! {
             biased;

@@ -84,7 +84,9 @@ pub struct Head {
 
 /// Reads a client's head; None when there are not enough bytes yet.
 pub fn head(bytes: &[u8]) -> Result<Option<Head>, Error> {
-    let Some((&[first, second], rest)) = bytes.split_first_chunk::<2>() else { return Ok(None) };
+    let Some((&[first, second], rest)) = bytes.split_first_chunk::<2>() else {
+        return Ok(None);
+    };
     if first & 0x70 != 0 {
         return Err(Error::Reserved);
     }
@@ -111,8 +113,16 @@ pub fn head(bytes: &[u8]) -> Result<Option<Head>, Error> {
     if length >> 63 != 0 {
         return Err(Error::Length);
     }
-    let Some((mask, rest)) = rest.split_first_chunk::<4>() else { return Ok(None) };
-    Ok(Some(Head { fin, opcode, length, mask: *mask, size: bytes.len() - rest.len() }))
+    let Some((mask, rest)) = rest.split_first_chunk::<4>() else {
+        return Ok(None);
+    };
+    Ok(Some(Head {
+        fin,
+        opcode,
+        length,
+        mask: *mask,
+        size: bytes.len() - rest.len(),
+    }))
 }
 
 /// Takes the mask off (or puts it on) the payload's bytes from `offset` on.
@@ -158,7 +168,10 @@ mod tests {
         // Section 5.7: a masked "Hello", and an unmasked 256 bytes binary message.
         let hello = [0x81, 0x85, 0x37, 0xfa, 0x21, 0x3d, 0x7f, 0x9f, 0x4d, 0x51, 0x58];
         let head = head(&hello).unwrap().unwrap();
-        assert_eq!((head.fin, head.opcode, head.length, head.size), (true, Opcode::Text, 5, 6));
+        assert_eq!(
+            (head.fin, head.opcode, head.length, head.size),
+            (true, Opcode::Text, 5, 6)
+        );
         let mut payload = hello[6..].to_vec();
         mask(&mut payload, head.mask, 0);
         assert_eq!(payload, b"Hello");
