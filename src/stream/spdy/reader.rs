@@ -99,6 +99,21 @@ impl Replies {
     }
 }
 
+/// Sends a frame that says nothing now and then while the connection is not read.
+/// The end of a killed client waits behind the bytes that we do not take; but its
+/// kernel answers what is sent to it with a reset. A PING would not do: the client's
+/// answer can be stuck behind its own data, and then its reading is too.
+fn probe(urgent: &mpsc::Sender<Urgent>, id: u32) -> impl FnMut() {
+    let mut seconds = 0_u32;
+    move || {
+        if seconds.is_multiple_of(15) {
+            // Replies that wait are a probe too.
+            let _ = urgent.try_send(Urgent::Probe { id });
+        }
+        seconds = seconds.wrapping_add(1);
+    }
+}
+
 /// A stream, as long as the client may send on it or be sent to.
 #[derive(Debug)]
 struct Entry {
@@ -196,7 +211,10 @@ impl<R: AsyncRead + Unpin> Reader<R> {
             let size = left.min(self.input.buffer.len()).min(CHUNK);
             let bytes = self.input.buffer.split_to(size).freeze();
             if let Some(to) = &to {
-                self.input.feed.data(to, bytes, || {}).await?;
+                self.input
+                    .feed
+                    .data(to, bytes, probe(&self.replies.urgent, id))
+                    .await?;
             }
             left -= size;
         }

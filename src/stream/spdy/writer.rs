@@ -42,6 +42,11 @@ pub(super) enum Urgent {
         id: u32,
         delta: u32,
     },
+    /// An empty DATA frame, which says nothing: it finds out whether the client's
+    /// socket is still there.
+    Probe {
+        id: u32,
+    },
     /// The client has broken the protocol: the last frame of the connection.
     ProtocolError,
 }
@@ -114,6 +119,7 @@ impl Frames {
             Urgent::Reset { id, status } => frame::put_reset(&mut self.buffer, id, status),
             Urgent::Ping { id } => frame::put_ping(&mut self.buffer, id),
             Urgent::Window { id, delta } => frame::put_window_update(&mut self.buffer, id, delta),
+            Urgent::Probe { id } => frame::put_data_head(&mut self.buffer, id, false, 0),
             Urgent::ProtocolError => self.goaway(true),
         }
     }

@@ -98,7 +98,7 @@ impl SpdyClient {
         for kind in types {
             ids.insert(
                 kind.to_string(),
-                self.write.open([("streamtype", kind)].into()).await,
+                self.write.open([("streamtype", *kind)].into()).await,
             );
         }
         for _ in types {
