@@ -30,7 +30,7 @@ use super::{
     remotecommand::{self, Command},
     spdy, tls,
     token::{self, Tokens},
-    upgrade::{Answer, Protocol, negotiate, refusal},
+    upgrade::{Answer, Protocol, Refusal, negotiate, refusal},
     websocket::{self, Codec},
 };
 use crate::config;
@@ -264,7 +264,7 @@ where
     let service = service_fn(move |request| {
         let (answer, session) = match answer(&tokens, &request) {
             Ok((answer, session)) => (answer, Some(session)),
-            Err(answer) => (answer, None),
+            Err(refusal) => (*refusal, None),
         };
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = session;
         ready(Ok::<_, Infallible>(answer))
@@ -295,7 +295,7 @@ struct Accepted {
 
 /// Answers a request. The token is spent only by an upgrade that is possible:
 /// clients fall back from WebSocket to SPDY with the same URL.
-fn answer<T>(tokens: &Tokens, request: &Request<T>) -> Result<(Answer, Accepted), Answer> {
+fn answer<T>(tokens: &Tokens, request: &Request<T>) -> Result<(Answer, Accepted), Refusal> {
     let not_found = || {
         refusal(
             StatusCode::NOT_FOUND,

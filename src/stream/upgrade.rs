@@ -80,8 +80,11 @@ const FORWARD_CHANNELS: &[(&str, Protocol)] = &[
 /// An answer without a body, or with a line of text.
 pub(super) type Answer = Response<String>;
 
+/// An answer that says why not; boxed, for it is rare and large.
+pub(super) type Refusal = Box<Answer>;
+
 /// The protocol and the 101 that confirms it, or the answer that says why not.
-pub(super) fn negotiate<B>(verb: &str, request: &Request<B>) -> Result<(Protocol, Answer), Answer> {
+pub(super) fn negotiate<B>(verb: &str, request: &Request<B>) -> Result<(Protocol, Answer), Refusal> {
     let headers = request.headers();
     if !values(headers, &CONNECTION).any(|value| value.eq_ignore_ascii_case("upgrade")) {
         return Err(refusal(
@@ -104,7 +107,7 @@ pub(super) fn negotiate<B>(verb: &str, request: &Request<B>) -> Result<(Protocol
     }
 }
 
-fn spdy(verb: &str, headers: &HeaderMap) -> Result<(Protocol, Answer), Answer> {
+fn spdy(verb: &str, headers: &HeaderMap) -> Result<(Protocol, Answer), Refusal> {
     let known = if verb == "portforward" {
         FORWARD_VERSIONS
     } else {
@@ -132,7 +135,7 @@ fn spdy(verb: &str, headers: &HeaderMap) -> Result<(Protocol, Answer), Answer> {
     Ok((Protocol::Spdy { version: *version }, answer))
 }
 
-fn websocket<B>(verb: &str, request: &Request<B>) -> Result<(Protocol, Answer), Answer> {
+fn websocket<B>(verb: &str, request: &Request<B>) -> Result<(Protocol, Answer), Refusal> {
     let headers = request.headers();
     if request.method() != http::Method::GET {
         return Err(refusal(
@@ -206,10 +209,10 @@ fn switching(to: &'static str) -> Answer {
 }
 
 /// An answer that says why a request is not served.
-pub(super) fn refusal(status: StatusCode, message: &str) -> Answer {
+pub(super) fn refusal(status: StatusCode, message: &str) -> Refusal {
     let mut answer = Response::new(format!("{message}\n"));
     *answer.status_mut() = status;
-    answer
+    Box::new(answer)
 }
 
 #[cfg(test)]
@@ -224,7 +227,7 @@ mod tests {
         builder.body(()).unwrap()
     }
 
-    fn spdy_with(versions: &'static str) -> Result<(Protocol, Answer), Answer> {
+    fn spdy_with(versions: &'static str) -> Result<(Protocol, Answer), Refusal> {
         let headers = [
             ("Connection", "Upgrade"),
             ("Upgrade", "SPDY/3.1"),
@@ -233,7 +236,7 @@ mod tests {
         negotiate("exec", &request(&headers))
     }
 
-    fn websocket_with(verb: &str, protocols: &'static str) -> Result<(Protocol, Answer), Answer> {
+    fn websocket_with(verb: &str, protocols: &'static str) -> Result<(Protocol, Answer), Refusal> {
         let headers = [
             ("Connection", "keep-alive, Upgrade"),
             ("Upgrade", "websocket"),

@@ -106,7 +106,7 @@ impl Replies {
 fn probe(urgent: &mpsc::Sender<Urgent>, id: u32) -> impl FnMut() {
     let mut seconds = 0_u32;
     move || {
-        if seconds.is_multiple_of(15) {
+        if seconds.is_multiple_of(5) {
             // Replies that wait are a probe too.
             let _ = urgent.try_send(Urgent::Probe { id });
         }
@@ -202,7 +202,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// Passes a data frame on piece by piece, whatever length it claims.
     async fn data(&mut self, id: u32, fin: bool, length: usize) -> Result<(), End> {
         let to = self.streams.get(&id).and_then(|entry| entry.inbound.clone());
-        if to.is_none() && (id % 2 == 0 || id > self.last.load(Ordering::Relaxed)) {
+        if to.is_none() && (id.is_multiple_of(2) || id > self.last.load(Ordering::Relaxed)) {
             self.replies.reset(id, ResetStatus::InvalidStream)?;
         }
         let mut left = length;
