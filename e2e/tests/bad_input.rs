@@ -120,6 +120,11 @@ async fn pods_that_cannot_be() -> Result {
     refused(&|c| c.metadata.get_or_insert_default().name.clear()).await?;
     refused(&|c| c.hostname = "a/b".into()).await?;
     refused(&|c| c.hostname = "x".repeat(65)).await?;
+    refused(&|c| {
+        let linux = c.linux.get_or_insert_default();
+        linux.sysctls.insert("net.ipv4.no_such_key".into(), "1".into());
+    })
+    .await?;
     let request = cri::RunPodSandboxRequest::default();
     let error = client.runtime.clone().run_pod_sandbox(request).await.unwrap_err();
     assert_eq!(error.code(), Code::InvalidArgument, "{error}");
@@ -179,6 +184,14 @@ async fn containers_that_cannot_be() -> Result {
     };
     refused("/no/such/profile.json", &profile).await?;
     assert_eq!(refused("metadata", &|c| c.metadata = None).await?, wrong);
+    // What only the kernel can refuse.
+    let folder = |c: &mut cri::ContainerConfig| c.mounts = vec![mount("/etc/passwd", "/etc")];
+    assert_eq!(refused("only a folder goes over a folder", &folder).await?, wrong);
+    let cpus = |c: &mut cri::ContainerConfig| {
+        let linux = c.linux.get_or_insert_default();
+        linux.resources.get_or_insert_default().cpuset_cpus = "4000".into();
+    };
+    assert_eq!(refused("cpuset.cpus", &cpus).await?, wrong);
     assert!(client.containers(None).await?.is_empty());
     story.finish().await
 }

@@ -27,7 +27,57 @@ pub enum Error {
     Ended { how: String, remedy: &'static str },
 }
 
+/// Who can do something about a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// What was asked for cannot be: whoever asked has to ask for something else.
+    Request,
+    /// Something that has to be there first is not, or not any more.
+    State,
+    /// The node, or a limit, is full.
+    Resources,
+    /// The launcher or the kernel.
+    Launcher,
+}
+
 impl Error {
+    /// Who can do something about it.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Plan { .. } | Self::Cgroup(cgroup::Error::Path { .. } | cgroup::Error::Value { .. }) => {
+                Cause::Request
+            }
+            Self::Cgroup(cgroup::Error::NoController { .. } | cgroup::Error::InUse { .. }) => Cause::State,
+            Self::Step { errno, .. } | Self::Cgroup(cgroup::Error::File { errno, .. }) if is_full(*errno) => {
+                Cause::Resources
+            }
+            // A limit that the kernel refuses: CPUs that are not there, a number out of range.
+            Self::Cgroup(cgroup::Error::File {
+                step: "write",
+                errno: Errno::INVAL | Errno::RANGE,
+                ..
+            }) => Cause::Request,
+            Self::Step { step, .. } => match step {
+                Step::OpenSource
+                | Step::SourceAttributes
+                | Step::MakeFileSystem
+                | Step::MakeTarget
+                | Step::Attach
+                | Step::MountAttributes
+                | Step::MakeDevice
+                | Step::Sysctl
+                | Step::MakeCwd
+                | Step::Limit => Cause::Request,
+                Step::OpenNamespace | Step::JoinNamespace | Step::JoinPid => Cause::State,
+                _ => Cause::Launcher,
+            },
+            // Killed by the kernel for its memory limit.
+            Self::Ended { remedy, .. } if !remedy.is_empty() => Cause::Resources,
+            _ => Cause::Launcher,
+        }
+    }
+
     /// What the process exits, or is said to exit, with: 127 the command was not
     /// found, 126 it may not or cannot be executed, 128 anything else.
     #[must_use]
@@ -46,6 +96,13 @@ impl Error {
     }
 }
 
+fn is_full(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::NOSPC | Errno::NOMEM | Errno::MFILE | Errno::NFILE | Errno::AGAIN | Errno::DQUOT
+    )
+}
+
 /// errno in the words of people, where the kernel's own mislead.
 fn explain(step: Step, errno: Errno) -> String {
     let hint = match (step, errno) {
@@ -57,6 +114,9 @@ fn explain(step: Step, errno: Errno) -> String {
         (Step::OpenLabel, Errno::NOENT) => " (the kernel has no AppArmor or SELinux)",
         (Step::Overlay, Errno::NODEV) => " (the kernel has no overlay file system: modprobe overlay)",
         (Step::Seccomp, Errno::INVAL) => " (bad program or flags, or a kernel without seccomp)",
+        (Step::Attach, Errno::INVAL | Errno::NOTDIR) => {
+            " (only a folder goes over a folder, and a file over a file)"
+        }
         (Step::Cwd, Errno::XDEV) => " (it is outside of the container's root)",
         _ => "",
     };

@@ -39,7 +39,7 @@ use crate::cgroup::{self, Cgroup};
 use crate::proto::plan::{LaunchPlan, Resources};
 use crate::sys::clone::Forked;
 
-pub use error::Error;
+pub use error::{Cause, Error};
 pub use exec::{ExecProcess, ExecTarget, exec, target_is_gone};
 pub use step::Step;
 

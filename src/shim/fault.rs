@@ -9,7 +9,10 @@ use super::{
     state::Illegal,
     ttrpc::{Code, Status},
 };
-use crate::proto::{google::protobuf::Any, plan::ExitRecord};
+use crate::{
+    launcher::{self, Cause},
+    proto::{google::protobuf::Any, plan::ExitRecord},
+};
 
 /// A status that is not OK.
 pub type Fault = Status;
@@ -47,6 +50,17 @@ pub fn start_failed(code: i32, message: String) -> Fault {
         value: record.encode_to_vec(),
     });
     fault
+}
+
+/// A container that could not be made; the error names the step.
+pub fn launch_failed(error: &launcher::Error) -> Fault {
+    let code = match error.cause() {
+        Cause::Request => Code::InvalidArgument,
+        Cause::State => Code::FailedPrecondition,
+        Cause::Resources => Code::ResourceExhausted,
+        Cause::Launcher => Code::Internal,
+    };
+    new(code, error.to_string())
 }
 
 /// A signal that could not be sent.

@@ -120,8 +120,7 @@ impl Task {
                 output.add(read, Source::Stderr, false).map_err(failed)?;
             }
         }
-        let init = launcher::create(plan, bundle, stdio)
-            .map_err(|error| fault::new(Code::Internal, format!("create container {}: {error}", plan.id)))?;
+        let init = launcher::create(plan, bundle, stdio).map_err(|error| fault::launch_failed(&error))?;
         let oom_kills = init.cgroup.oom_kills().unwrap_or(0);
         let mut task = Task {
             id: plan.id.clone(),
