@@ -135,6 +135,7 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
         host,
         pods: Pods::default(),
         cgroup_parents: Default::default(),
+        events: Default::default(),
         operations: Arc::default(),
     });
 
@@ -164,6 +165,8 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     tracing::info!("stopping: calls under way are finished, containers run on");
+    // Those who listen would stay for ever.
+    node.events.close();
     asked.notify_one();
     let drained = tokio::time::timeout(DRAIN, async {
         node.operations.drain().await;

@@ -11,7 +11,7 @@ use crate::{
     image::Images,
     instance::Instance,
     network::Network,
-    pod::{Operations, Pods, Stage},
+    pod::{Events, Operations, Pods, Stage},
     runtime::ShimBinary,
     spec::Host,
     store::Store,
@@ -61,6 +61,8 @@ pub struct Node {
     pub host: Host,
     pub pods: Pods,
     pub cgroup_parents: CgroupParents,
+    /// What GetContainerEvents hears.
+    pub events: Events,
     /// Everything that changes something, keyed by object. The result is the id
     /// of what was made, or empty.
     pub operations: Arc<Operations<Result<String, Shared>>>,

@@ -16,6 +16,7 @@ pub mod netns;
 mod nftables;
 mod pod;
 mod record;
+pub mod stats;
 mod subnet;
 mod wire;
 

@@ -291,7 +291,7 @@ impl Netlink {
         )
     }
 
-    fn exchange(
+    pub(super) fn exchange(
         &mut self,
         request: RouteNetlinkMessage,
         flags: u16,

@@ -24,7 +24,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::Error;
+use super::{Error, Samples, Told};
 use crate::{
     proto::cri,
     runtime::Shim,
@@ -143,6 +143,9 @@ pub struct Container {
     pub sandbox: String,
     /// Held by start, update and remove.
     pub gate: tokio::sync::Mutex<()>,
+    /// Its events so far.
+    pub told: Told,
+    pub samples: Samples,
     inner: Mutex<Inner>,
     /// True once the exit is recorded.
     ended: watch::Sender<bool>,
@@ -164,6 +167,7 @@ impl Container {
         record: ContainerRecord,
     ) -> Container {
         let ended = watch::Sender::new(record.exit.is_some());
+        let told = Told::of(record.state);
         let inner = Mutex::new(Inner {
             record,
             config: config.into(),
@@ -174,6 +178,8 @@ impl Container {
             name,
             sandbox,
             gate: tokio::sync::Mutex::new(()),
+            told,
+            samples: Samples::default(),
             inner,
             ended,
         }

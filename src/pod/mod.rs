@@ -5,14 +5,18 @@
 //! record here what they did.
 
 mod container;
+mod events;
 mod operations;
 mod registry;
+mod samples;
 mod sandbox;
 
 pub use self::{
     container::{Container, ContainerEvent, ContainerRecord, ContainerState, Exit},
+    events::{Event, Events, Told},
     operations::{Interrupted, Operations, Stage},
     registry::Pods,
+    samples::{LayerUsage, Samples},
     sandbox::{Sandbox, SandboxEvent, SandboxRecord, SandboxState},
 };
 use crate::{

@@ -19,7 +19,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use super::Error;
+use super::{Error, Samples, Told};
 use crate::{
     network::Attachment,
     proto::cri,
@@ -118,6 +118,9 @@ pub struct Sandbox {
     pub name: String,
     /// Held for writing by stop and remove, for reading while a container is created.
     pub gate: tokio::sync::RwLock<()>,
+    /// Its events so far.
+    pub told: Told,
+    pub samples: Samples,
     inner: Mutex<Inner>,
     /// The shim of the pod's init, when it has one.
     pub init: tokio::sync::Mutex<Option<(Shim, u32)>>,
@@ -131,6 +134,7 @@ struct Inner {
 
 impl Sandbox {
     pub fn new(id: String, name: String, config: cri::PodSandboxConfig, record: SandboxRecord) -> Sandbox {
+        let told = Told::of_sandbox(record.state);
         let inner = Mutex::new(Inner {
             record,
             config: config.into(),
@@ -139,6 +143,8 @@ impl Sandbox {
             id,
             name,
             gate: tokio::sync::RwLock::new(()),
+            told,
+            samples: Samples::default(),
             inner,
             init: tokio::sync::Mutex::new(None),
         }
