@@ -112,9 +112,9 @@ fn cpu_limits(folder: &Folder) -> Result<CpuLimits> {
 
 /// The most shares that make this weight: what a request for 1024 became is 1024 again.
 fn shares(weight: u64) -> u64 {
-    let (mut low, mut high) = (2, 262_144);
+    let (mut low, mut high) = (2_u64, 262_144_u64);
     while low < high {
-        let middle: u64 = low + (high - low).div_ceil(2);
+        let middle = low + (high - low).div_ceil(2);
         if u64::from(convert::weight(middle)) <= weight {
             low = middle;
         } else {

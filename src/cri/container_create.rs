@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    bundle, container_exit, container_remove,
+    bundle, container_events, container_exit, container_remove,
     error::{Context, Error, io},
     node::Node,
     sandbox_files, sandbox_init,
@@ -24,7 +24,7 @@ use crate::{
     pod::{
         Container, ContainerEvent, ContainerRecord, ContainerState, Sandbox, SandboxState, Stage, new_id, now,
     },
-    proto::cri::{self, NamespaceMode},
+    proto::cri::{self, ContainerEventType, NamespaceMode},
     runtime::Shim,
     spec::{self, Built},
 };
@@ -246,6 +246,7 @@ async fn acquire(
         discard(&shim, id).await;
         return Err(error.into());
     }
+    container_events::tell(node, container, ContainerEventType::ContainerCreatedEvent);
     container_exit::watch(node, container, shim);
     Ok(())
 }

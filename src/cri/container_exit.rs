@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{node::Node, sandbox_init::remove_cgroup};
+use super::{container_events, node::Node, sandbox_init::remove_cgroup};
 use crate::{
     pod::{Container, Exit, now},
-    proto::plan::ExitRecord,
+    proto::{cri::ContainerEventType, plan::ExitRecord},
     runtime::Shim,
 };
 
@@ -35,6 +35,7 @@ pub async fn settle(node: &Node, container: &Container, exit: Exit) {
         match container.record_exit(&node.store, exit.clone()) {
             Ok(true) => {
                 tracing::info!(container = %container.id, name = %container.name, code, reason, "container ended");
+                container_events::tell(node, container, ContainerEventType::ContainerStoppedEvent);
                 return;
             }
             Ok(false) => return,

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    container_stop,
+    container_events, container_stop,
     error::{Context, Error, io},
     node::Node,
     sandbox_init::remove_cgroup,
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     image::remove_all,
     pod::{self, Container, ContainerEvent},
-    proto::cri,
+    proto::cri::{self, ContainerEventType},
 };
 
 /// How long a shim may take to end its task.
@@ -90,6 +90,7 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
     })?;
     node.store.delete_container(id)?;
     node.pods.forget_container(id);
+    container_events::tell(node, container, ContainerEventType::ContainerDeletedEvent);
     tracing::info!(container = %id, name = %container.name, "container is removed");
     Ok(())
 }

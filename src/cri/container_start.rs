@@ -3,13 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
+    container_events,
     error::{Context, Error},
     node::Node,
 };
 use crate::{
     kind::Kind,
     pod::{Container, ContainerEvent, ContainerState, SandboxState, now},
-    proto::cri,
+    proto::cri::{self, ContainerEventType},
 };
 
 /// How long the exit of a failed start may take to be recorded.
@@ -66,6 +67,7 @@ async fn execute(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Err
             if container.state() != ContainerState::Exited {
                 started?;
             }
+            container_events::tell(node, container, ContainerEventType::ContainerStartedEvent);
             tracing::info!(container = %id, name = %container.name, pid, "container is running");
             Ok(())
         }

@@ -4,7 +4,12 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use super::{Node, error::Error, image_fs, image_list, image_pull, image_remove, image_status};
+use super::{
+    Node,
+    error::Error,
+    image_fs, image_list, image_pull, image_remove, image_status,
+    stream_lists::{Chunks, chunks},
+};
 use crate::proto::cri::{self, image_service_server::ImageService};
 
 /// The image service of a node.
@@ -27,13 +32,17 @@ impl ImageService for ImageApi {
         ))
     }
 
-    type StreamImagesStream = tokio_stream::Empty<Result<cri::StreamImagesResponse, Status>>;
+    type StreamImagesStream = Chunks<cri::StreamImagesResponse>;
 
     async fn stream_images(
         &self,
-        _: Request<cri::StreamImagesRequest>,
+        request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
-        Err(Error::Unimplemented { rpc: "StreamImages" }.into())
+        let filter = request.into_inner().filter;
+        let images = image_list::filtered(&self.node.images, filter).map_err(Error::from)?;
+        Ok(Response::new(chunks(images, |images| {
+            cri::StreamImagesResponse { images }
+        })))
     }
 
     async fn image_status(

@@ -8,12 +8,14 @@
 mod bundle;
 mod cgroup_parents;
 mod container_create;
+mod container_events;
 mod container_exec;
 mod container_exit;
 mod container_list;
 mod container_log;
 mod container_remove;
 mod container_start;
+mod container_stats;
 mod container_status;
 mod container_stop;
 mod container_update;
@@ -25,6 +27,9 @@ mod image_pull;
 mod image_remove;
 mod image_service;
 mod image_status;
+mod metric_descriptors;
+mod metric_values;
+mod metrics;
 mod node;
 mod recover;
 mod runtime_config;
@@ -36,10 +41,12 @@ mod sandbox_init;
 mod sandbox_list;
 mod sandbox_remove;
 mod sandbox_run;
+mod sandbox_stats;
 mod sandbox_status;
 mod sandbox_stop;
 pub mod server;
 mod status;
+mod stream_lists;
 
 pub use self::{
     error::Error,

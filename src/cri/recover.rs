@@ -5,11 +5,14 @@
 
 use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
-use super::{container_exit, container_remove, node::Node, sandbox_init, sandbox_remove, sandbox_stop};
+use super::{
+    container_events, container_exit, container_remove, node::Node, sandbox_init, sandbox_remove,
+    sandbox_stop,
+};
 use crate::{
     image::remove_all,
     pod::{Container, ContainerEvent, ContainerState, Error, Sandbox, SandboxState},
-    proto::containerd::v1::types::Status,
+    proto::{containerd::v1::types::Status, cri::ContainerEventType},
     runtime::{self, Shim, read_exit},
 };
 
@@ -76,6 +79,7 @@ async fn resume(node: &Arc<Node>, container: &Arc<Container>) {
                 if let Err(error) = started {
                     tracing::error!(container = %container.id, %error, "record the start");
                 }
+                container_events::tell(node, container, ContainerEventType::ContainerStartedEvent);
             }
             container_exit::watch(node, container, shim);
         }

@@ -6,9 +6,15 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Node, container_create, container_exec, container_list, container_log, container_remove, container_start,
-    container_status, container_stop, container_update, deadline::limit, error::Error, runtime_config,
-    runtime_status, runtime_version, sandbox_list, sandbox_remove, sandbox_run, sandbox_status, sandbox_stop,
+    Node, container_create,
+    container_events::{self, EventStream},
+    container_exec, container_list, container_log, container_remove, container_start, container_stats,
+    container_status, container_stop, container_update,
+    deadline::limit,
+    error::Error,
+    metric_descriptors, metrics, runtime_config, runtime_status, runtime_version, sandbox_list,
+    sandbox_remove, sandbox_run, sandbox_stats, sandbox_status, sandbox_stop,
+    stream_lists::{Chunks, chunks},
 };
 use crate::proto::cri::{self, runtime_service_server::RuntimeService};
 
@@ -17,9 +23,6 @@ use crate::proto::cri::{self, runtime_service_server::RuntimeService};
 pub struct RuntimeApi {
     pub node: Arc<Node>,
 }
-
-/// No stream is served yet: nothing can be in one.
-type Nothing<T> = tokio_stream::Empty<Result<T, Status>>;
 
 fn later<T>(rpc: &'static str) -> Result<Response<T>, Status> {
     Err(Error::Unimplemented { rpc }.into())
@@ -82,13 +85,17 @@ impl RuntimeService for RuntimeApi {
         Ok(Response::new(sandbox_list::list(&self.node, &request)?))
     }
 
-    type StreamPodSandboxesStream = Nothing<cri::StreamPodSandboxesResponse>;
+    type StreamPodSandboxesStream = Chunks<cri::StreamPodSandboxesResponse>;
 
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<cri::StreamPodSandboxesRequest>,
+        request: Request<cri::StreamPodSandboxesRequest>,
     ) -> Result<Response<Self::StreamPodSandboxesStream>, Status> {
-        later("StreamPodSandboxes")
+        let filter = request.into_inner().filter;
+        let items = sandbox_list::list(&self.node, &cri::ListPodSandboxRequest { filter })?.items;
+        Ok(Response::new(chunks(items, |pod_sandboxes| {
+            cri::StreamPodSandboxesResponse { pod_sandboxes }
+        })))
     }
 
     async fn create_container(
@@ -143,13 +150,17 @@ impl RuntimeService for RuntimeApi {
         Ok(Response::new(container_list::list(&self.node, &request)?))
     }
 
-    type StreamContainersStream = Nothing<cri::StreamContainersResponse>;
+    type StreamContainersStream = Chunks<cri::StreamContainersResponse>;
 
     async fn stream_containers(
         &self,
-        _: Request<cri::StreamContainersRequest>,
+        request: Request<cri::StreamContainersRequest>,
     ) -> Result<Response<Self::StreamContainersStream>, Status> {
-        later("StreamContainers")
+        let filter = request.into_inner().filter;
+        let items = container_list::list(&self.node, &cri::ListContainersRequest { filter })?.containers;
+        Ok(Response::new(chunks(items, |containers| {
+            cri::StreamContainersResponse { containers }
+        })))
     }
 
     async fn container_status(
@@ -205,48 +216,62 @@ impl RuntimeService for RuntimeApi {
 
     async fn container_stats(
         &self,
-        _: Request<cri::ContainerStatsRequest>,
+        request: Request<cri::ContainerStatsRequest>,
     ) -> Result<Response<cri::ContainerStatsResponse>, Status> {
-        later("ContainerStats")
+        let request = request.into_inner();
+        Ok(Response::new(container_stats::stats(&self.node, request).await?))
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<cri::ListContainerStatsRequest>,
+        request: Request<cri::ListContainerStatsRequest>,
     ) -> Result<Response<cri::ListContainerStatsResponse>, Status> {
-        later("ListContainerStats")
+        let request = request.into_inner();
+        let stats = container_stats::list(&self.node, request.filter).await?;
+        Ok(Response::new(cri::ListContainerStatsResponse { stats }))
     }
 
-    type StreamContainerStatsStream = Nothing<cri::StreamContainerStatsResponse>;
+    type StreamContainerStatsStream = Chunks<cri::StreamContainerStatsResponse>;
 
     async fn stream_container_stats(
         &self,
-        _: Request<cri::StreamContainerStatsRequest>,
+        request: Request<cri::StreamContainerStatsRequest>,
     ) -> Result<Response<Self::StreamContainerStatsStream>, Status> {
-        later("StreamContainerStats")
+        let request = request.into_inner();
+        let stats = container_stats::list(&self.node, request.filter).await?;
+        Ok(Response::new(chunks(stats, |container_stats| {
+            cri::StreamContainerStatsResponse { container_stats }
+        })))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<cri::PodSandboxStatsRequest>,
+        request: Request<cri::PodSandboxStatsRequest>,
     ) -> Result<Response<cri::PodSandboxStatsResponse>, Status> {
-        later("PodSandboxStats")
+        let request = request.into_inner();
+        Ok(Response::new(sandbox_stats::stats(&self.node, request).await?))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<cri::ListPodSandboxStatsRequest>,
+        request: Request<cri::ListPodSandboxStatsRequest>,
     ) -> Result<Response<cri::ListPodSandboxStatsResponse>, Status> {
-        later("ListPodSandboxStats")
+        let request = request.into_inner();
+        let stats = sandbox_stats::list(&self.node, request.filter).await?;
+        Ok(Response::new(cri::ListPodSandboxStatsResponse { stats }))
     }
 
-    type StreamPodSandboxStatsStream = Nothing<cri::StreamPodSandboxStatsResponse>;
+    type StreamPodSandboxStatsStream = Chunks<cri::StreamPodSandboxStatsResponse>;
 
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<cri::StreamPodSandboxStatsRequest>,
+        request: Request<cri::StreamPodSandboxStatsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxStatsStream>, Status> {
-        later("StreamPodSandboxStats")
+        let request = request.into_inner();
+        let stats = sandbox_stats::list(&self.node, request.filter).await?;
+        Ok(Response::new(chunks(stats, |pod_sandbox_stats| {
+            cri::StreamPodSandboxStatsResponse { pod_sandbox_stats }
+        })))
     }
 
     async fn update_runtime_config(
@@ -286,36 +311,42 @@ impl RuntimeService for RuntimeApi {
         later("RestorePod")
     }
 
-    type GetContainerEventsStream = Nothing<cri::ContainerEventResponse>;
+    type GetContainerEventsStream = EventStream;
 
     async fn get_container_events(
         &self,
         _: Request<cri::GetEventsRequest>,
     ) -> Result<Response<Self::GetContainerEventsStream>, Status> {
-        later("GetContainerEvents")
+        Ok(Response::new(container_events::listen(&self.node)?))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<cri::ListMetricDescriptorsRequest>,
     ) -> Result<Response<cri::ListMetricDescriptorsResponse>, Status> {
-        later("ListMetricDescriptors")
+        Ok(Response::new(cri::ListMetricDescriptorsResponse {
+            descriptors: metric_descriptors::all(),
+        }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<cri::ListPodSandboxMetricsRequest>,
     ) -> Result<Response<cri::ListPodSandboxMetricsResponse>, Status> {
-        later("ListPodSandboxMetrics")
+        let pod_metrics = metrics::list(&self.node).await?;
+        Ok(Response::new(cri::ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
-    type StreamPodSandboxMetricsStream = Nothing<cri::StreamPodSandboxMetricsResponse>;
+    type StreamPodSandboxMetricsStream = Chunks<cri::StreamPodSandboxMetricsResponse>;
 
     async fn stream_pod_sandbox_metrics(
         &self,
         _: Request<cri::StreamPodSandboxMetricsRequest>,
     ) -> Result<Response<Self::StreamPodSandboxMetricsStream>, Status> {
-        later("StreamPodSandboxMetrics")
+        let metrics = metrics::list(&self.node).await?;
+        Ok(Response::new(chunks(metrics, |pod_sandbox_metrics| {
+            cri::StreamPodSandboxMetricsResponse { pod_sandbox_metrics }
+        })))
     }
 
     async fn runtime_config(

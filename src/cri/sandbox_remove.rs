@@ -4,7 +4,9 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    cgroup_parents, container_remove,
+    cgroup_parents,
+    container_events::Farewell,
+    container_remove,
     error::{Error, io},
     node::Node,
     sandbox_stop,
@@ -63,7 +65,9 @@ pub async fn erase(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error
     sandbox.advance(&node.store, SandboxEvent::Remove, |_| {})?;
     let folder = node.paths.sandbox(&sandbox.id);
     remove_all(&folder).map_err(io("sandbox", &sandbox.id, "remove folder", &folder))?;
+    let farewell = Farewell::of(node, sandbox);
     cgroup_parents::leave(node, sandbox)?;
+    farewell.tell(node, sandbox);
     tracing::info!(sandbox = %sandbox.id, name = %sandbox.name, "sandbox is removed");
     Ok(())
 }

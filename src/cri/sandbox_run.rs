@@ -14,7 +14,7 @@ use std::{
 };
 
 use super::{
-    cgroup_parents,
+    cgroup_parents, container_events,
     error::{Context, Error, io},
     node::Node,
     sandbox_files, sandbox_remove,
@@ -23,7 +23,7 @@ use crate::{
     kind::Kind,
     network::{Dns, PodNetwork, PortMapping, Protocol, netns},
     pod::{Sandbox, SandboxEvent, SandboxRecord, SandboxState, Stage, new_id, now},
-    proto::cri::{self, NamespaceMode},
+    proto::cri::{self, ContainerEventType, NamespaceMode},
 };
 
 const VERB: &str = "run sandbox";
@@ -322,6 +322,8 @@ async fn acquire(node: &Arc<Node>, sandbox: &Arc<Sandbox>, asked: Asked, stage: 
     sandbox.advance(&node.store, SandboxEvent::Made, |record| {
         record.attachment = attachment
     })?;
+    container_events::tell_of_sandbox(node, sandbox, ContainerEventType::ContainerCreatedEvent);
+    container_events::tell_of_sandbox(node, sandbox, ContainerEventType::ContainerStartedEvent);
     Ok(())
 }
 

@@ -5,7 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    container_stop,
+    container_events, container_stop,
     error::{Context, Error},
     node::Node,
     sandbox_files, sandbox_init,
@@ -13,7 +13,7 @@ use super::{
 use crate::{
     network::netns,
     pod::{self, Sandbox, SandboxEvent, SandboxState},
-    proto::cri,
+    proto::cri::{self, ContainerEventType},
 };
 
 pub async fn stop(
@@ -83,6 +83,7 @@ pub async fn halt(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error>
     sandbox.advance(&node.store, SandboxEvent::Stopped, |record| {
         record.attachment = None
     })?;
+    container_events::tell_of_sandbox(node, sandbox, ContainerEventType::ContainerStoppedEvent);
     tracing::info!(sandbox = %sandbox.id, name = %sandbox.name, "sandbox is stopped");
     Ok(())
 }

@@ -120,7 +120,11 @@ mod tests {
         let fresh = read(&path).unwrap();
         netns::remove(dir.path()).unwrap();
         let own = fresh.unwrap();
-        assert!(own.iter().all(|link| link.name != "lo" && link.received.bytes == 0), "{own:?}");
+        assert!(
+            own.iter()
+                .all(|link| link.name != "lo" && link.received.bytes == 0),
+            "{own:?}"
+        );
         assert_eq!(read(&path).unwrap(), None);
         std::fs::write(&path, "").unwrap();
         assert_eq!(read(&path).unwrap(), None);

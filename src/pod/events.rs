@@ -141,13 +141,19 @@ mod tests {
     #[test]
     fn order_is_kept() {
         let make = ContainerState::Making;
-        assert_eq!(told(make, &[(C, false), (S, true), (E, true), (D, true)]), [C, S, E, D]);
+        assert_eq!(
+            told(make, &[(C, false), (S, true), (E, true), (D, true)]),
+            [C, S, E, D]
+        );
         // The exit is told before the task that started it comes to tell.
         assert_eq!(told(make, &[(C, false), (E, true), (S, true)]), [C, S, E]);
         // A failed start.
         assert_eq!(told(make, &[(C, false), (E, false), (D, false)]), [C, E, D]);
         // Removed before it was started; twice.
-        assert_eq!(told(make, &[(C, false), (D, false), (D, false), (E, false)]), [C, D]);
+        assert_eq!(
+            told(make, &[(C, false), (D, false), (D, false), (E, false)]),
+            [C, D]
+        );
         // Half made and taken back.
         assert_eq!(told(make, &[(E, false), (D, false)]), []);
         assert_eq!(told(ContainerState::Running, &[(S, true), (E, true)]), [E]);
@@ -166,9 +172,15 @@ mod tests {
             });
             assert_eq!(quick.recv().await.unwrap().container_id, n.to_string());
         }
-        assert!(matches!(slow.recv().await, Err(broadcast::error::RecvError::Lagged(5))));
+        assert!(matches!(
+            slow.recv().await,
+            Err(broadcast::error::RecvError::Lagged(5))
+        ));
         events.close();
-        assert!(matches!(quick.recv().await, Err(broadcast::error::RecvError::Closed)));
+        assert!(matches!(
+            quick.recv().await,
+            Err(broadcast::error::RecvError::Closed)
+        ));
         assert!(events.listen().is_none());
     }
 }

@@ -140,7 +140,10 @@ mod tests {
         assert!((seconds(2) - 1..=seconds(2)).contains(&soon), "{soon}");
         assert_eq!(samples.nano_cores(start, start + 30 * S, seconds(25)), 0);
         // The counter began anew.
-        assert_eq!(samples.nano_cores(start + 30 * S, start + 40 * S, seconds(1)), SECOND / 10);
+        assert_eq!(
+            samples.nano_cores(start + 30 * S, start + 40 * S, seconds(1)),
+            SECOND / 10
+        );
         // The clock was set back.
         assert_eq!(samples.nano_cores(start, start, seconds(1)), 0);
     }
@@ -155,7 +158,14 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(20));
                 Ok::<_, ()>((7, 8))
             });
-            assert_eq!(usage, Ok(LayerUsage { bytes: 7, inodes: 8, at: 1 }));
+            assert_eq!(
+                usage,
+                Ok(LayerUsage {
+                    bytes: 7,
+                    inodes: 8,
+                    at: 1
+                })
+            );
         }
         assert_eq!(walks, 1);
         assert_eq!(Samples::default().layer(1, || Err("gone")), Err("gone"));
