@@ -246,13 +246,15 @@ async fn a_pod_with_a_cgroup_of_its_own_is_that_cgroup() -> Result {
     config.linux.get_or_insert_default().cgroup_parent = own.clone();
     let client = &story.client;
     let pod = client.run_pod_with(config).await?;
+    // Without a kubelet the parent stays only while somebody is in it.
+    client.run(&pod, story.script("d", "exec sleep 1000")).await?;
     let id = client
         .run(&pod, story.script("c", "head -c 30000000 /dev/zero | md5sum"))
         .await?;
     client.wait_exit(&id).await?;
     let first = pod_stats(client, &pod).await?.cpu.context("cpu")?;
     client.remove(&id).await?;
-    // What a removed container used stays the pod's.
+    // What a container that is gone used stays the pod's.
     let after = pod_stats(client, &pod).await?.cpu.context("cpu")?;
     assert!(value(&first.usage_core_nano_seconds) > 0);
     assert!(value(&after.usage_core_nano_seconds) >= value(&first.usage_core_nano_seconds));
