@@ -76,10 +76,12 @@ async fn resume(node: &Arc<Node>, container: &Arc<Container>) {
                     record.pid = answer.pid;
                     record.started_at = crate::pod::now();
                 });
-                if let Err(error) = started {
-                    tracing::error!(container = %container.id, %error, "record the start");
+                match started {
+                    Ok(()) => {
+                        container_events::tell(node, container, ContainerEventType::ContainerStartedEvent);
+                    }
+                    Err(error) => tracing::error!(container = %container.id, %error, "record the start"),
                 }
-                container_events::tell(node, container, ContainerEventType::ContainerStartedEvent);
             }
             container_exit::watch(node, container, shim);
         }
