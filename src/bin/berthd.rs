@@ -21,6 +21,7 @@ use berth::{
     runtime::ShimBinary,
     spec::Host,
     store::Store,
+    stream::Server,
     telemetry,
 };
 use clap::{Parser, Subcommand};
@@ -141,14 +142,25 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
 
     let listener = server::bind(&socket, group).await?;
     cri::recover(&node).await.context("recover from the records")?;
+    let streams = cri::Streams { node: node.clone() };
+    let streaming = Server::bind(&node.config.streaming, Arc::new(streams)).await?;
+    let urls = streaming.urls();
     tracing::info!(address = %flags.address, root = %node.paths.root.display(), "serving");
     // Without a service manager there is nobody to tell.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
 
-    let runtime = RuntimeApi { node: node.clone() };
+    let runtime = RuntimeApi {
+        node: node.clone(),
+        urls,
+    };
     let image = ImageApi { node: node.clone() };
     let asked = Arc::new(tokio::sync::Notify::new());
     let stop = asked.clone();
+    let (stop_streams, streams_asked) = tokio::sync::oneshot::channel::<()>();
+    let mut streaming = tokio::spawn(streaming.serve(async move {
+        // Sent, or dropped with berthd.
+        let _ = streams_asked.await;
+    }));
     let mut serving = tokio::spawn(async move {
         server::serve(
             listener,
@@ -168,9 +180,10 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
     // Those who listen would stay for ever.
     node.events.close();
     asked.notify_one();
+    let _ = stop_streams.send(());
     let drained = tokio::time::timeout(DRAIN, async {
         node.operations.drain().await;
-        let _ = (&mut serving).await;
+        let _ = tokio::join!(&mut serving, &mut streaming);
     });
     if drained.await.is_err() {
         tracing::warn!(

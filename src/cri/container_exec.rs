@@ -1,6 +1,9 @@
-//! ExecSync: a process in a running container, its output and its exit code.
+//! ExecSync and Exec: a process in a running container, waited for with its output
+//! and its exit code, or a URL at which its streams are.
 
 use std::{sync::Arc, time::Duration};
+
+use tonic::{Response, Status};
 
 use super::{
     bundle,
@@ -11,39 +14,83 @@ use crate::{
     kind::Kind,
     pod::{Container, ContainerState},
     proto::{cri, plan},
+    runtime::Shim,
     spec,
+    stream::{ExecRequest, Urls},
 };
 
-/// Most bytes of each stream that are kept; what comes after is read and dropped.
+/// Most bytes of both streams together that are kept, which is what clients take of
+/// a message; what comes after is read and dropped, and the command goes on.
 const OUTPUT_LIMIT: usize = 16 << 20;
 
-/// What a gRPC message may carry besides the output.
+/// What a gRPC message carries besides the output.
 const MARGIN: usize = 64 << 10;
+
+/// In the answer's metadata: how many bytes of output were dropped. Absent: none.
+const DROPPED: &str = "berth-output-dropped";
 
 pub async fn exec_sync(
     node: &Arc<Node>,
     request: cri::ExecSyncRequest,
-) -> Result<cri::ExecSyncResponse, Error> {
+) -> Result<Response<cri::ExecSyncResponse>, Status> {
+    let (answer, dropped) = run(node, request).await?;
+    let mut response = Response::new(answer);
+    if dropped > 0 {
+        response.metadata_mut().insert(DROPPED, dropped.into());
+    }
+    Ok(response)
+}
+
+async fn run(node: &Arc<Node>, request: cri::ExecSyncRequest) -> Result<(cri::ExecSyncResponse, u64), Error> {
     let container = node.pods.container(&request.container_id)?;
     let id = container.id.as_str();
     let process = process(node, &container, &request.cmd, false)?;
-    let shim = container.shim().ok_or_else(|| not_running(&container))?;
+    let shim = shim(&container)?;
     let timeout = u64::try_from(request.timeout)
         .ok()
         .filter(|t| *t > 0)
         .map(Duration::from_secs);
     let output = shim
-        .exec_sync(&process, timeout, OUTPUT_LIMIT / 2 - MARGIN)
+        .exec_sync(&process, timeout, OUTPUT_LIMIT - MARGIN)
         .await
         .step("container", id, "execute a command")?;
-    if output.truncated {
-        tracing::warn!(container = %id, cmd = ?request.cmd, "output past the limit was dropped");
+    if output.dropped > 0 {
+        tracing::warn!(
+            container = %id, cmd = ?request.cmd, dropped = output.dropped,
+            "output past 16 MiB was dropped"
+        );
     }
-    Ok(cri::ExecSyncResponse {
+    let answer = cri::ExecSyncResponse {
         stdout: output.stdout,
         stderr: output.stderr,
         exit_code: output.code,
-    })
+    };
+    Ok((answer, output.dropped))
+}
+
+pub fn exec(node: &Node, urls: &Urls, request: cri::ExecRequest) -> Result<cri::ExecResponse, Error> {
+    let container = node.pods.container(&request.container_id)?;
+    let id = container.id.as_str();
+    shim(&container)?;
+    let request = ExecRequest {
+        container: id.to_owned(),
+        command: request.cmd,
+        stdin: request.stdin,
+        stdout: request.stdout,
+        stderr: request.stderr,
+        tty: request.tty,
+    };
+    let url = urls.exec(request).step("container", id, "execute a command")?;
+    Ok(cri::ExecResponse { url })
+}
+
+/// The shim of a running container.
+pub fn shim(container: &Container) -> Result<Shim, Error> {
+    let running = container.state() == ContainerState::Running;
+    container
+        .shim()
+        .filter(|_| running)
+        .ok_or_else(|| not_running(container))
 }
 
 /// The process of an exec: the container's own user, environment and limits, from

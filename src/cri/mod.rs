@@ -7,6 +7,7 @@
 
 mod bundle;
 mod cgroup_parents;
+mod container_attach;
 mod container_create;
 mod container_events;
 mod container_exec;
@@ -39,6 +40,7 @@ mod runtime_version;
 mod sandbox_files;
 mod sandbox_init;
 mod sandbox_list;
+mod sandbox_portforward;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_stats;
@@ -47,6 +49,7 @@ mod sandbox_stop;
 pub mod server;
 mod status;
 mod stream_lists;
+mod streaming;
 
 pub use self::{
     error::Error,
@@ -54,4 +57,5 @@ pub use self::{
     node::{Node, Paths},
     recover::recover,
     runtime_service::RuntimeApi,
+    streaming::Streams,
 };

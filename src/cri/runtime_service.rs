@@ -6,22 +6,27 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    Node, container_create,
+    Node, container_attach, container_create,
     container_events::{self, EventStream},
     container_exec, container_list, container_log, container_remove, container_start, container_stats,
     container_status, container_stop, container_update,
     deadline::limit,
     error::Error,
     metric_descriptors, metrics, runtime_config, runtime_status, runtime_version, sandbox_list,
-    sandbox_remove, sandbox_run, sandbox_stats, sandbox_status, sandbox_stop,
+    sandbox_portforward, sandbox_remove, sandbox_run, sandbox_stats, sandbox_status, sandbox_stop,
     stream_lists::{Chunks, chunks},
 };
-use crate::proto::cri::{self, runtime_service_server::RuntimeService};
+use crate::{
+    proto::cri::{self, runtime_service_server::RuntimeService},
+    stream::Urls,
+};
 
 /// The runtime service of a node.
 #[derive(Clone, Debug)]
 pub struct RuntimeApi {
     pub node: Arc<Node>,
+    /// Where the streaming server is.
+    pub urls: Urls,
 }
 
 fn later<T>(rpc: &'static str) -> Result<Response<T>, Status> {
@@ -194,24 +199,34 @@ impl RuntimeService for RuntimeApi {
         request: Request<cri::ExecSyncRequest>,
     ) -> Result<Response<cri::ExecSyncResponse>, Status> {
         let request = request.into_inner();
-        Ok(Response::new(
-            container_exec::exec_sync(&self.node, request).await?,
-        ))
+        container_exec::exec_sync(&self.node, request).await
     }
 
-    async fn exec(&self, _: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
-        later("Exec")
+    async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(container_exec::exec(
+            &self.node, &self.urls, request,
+        )?))
     }
 
-    async fn attach(&self, _: Request<cri::AttachRequest>) -> Result<Response<cri::AttachResponse>, Status> {
-        later("Attach")
+    async fn attach(
+        &self,
+        request: Request<cri::AttachRequest>,
+    ) -> Result<Response<cri::AttachResponse>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(container_attach::attach(
+            &self.node, &self.urls, request,
+        )?))
     }
 
     async fn port_forward(
         &self,
-        _: Request<cri::PortForwardRequest>,
+        request: Request<cri::PortForwardRequest>,
     ) -> Result<Response<cri::PortForwardResponse>, Status> {
-        later("PortForward")
+        let request = request.into_inner();
+        Ok(Response::new(sandbox_portforward::port_forward(
+            &self.node, &self.urls, &request,
+        )?))
     }
 
     async fn container_stats(

@@ -9,6 +9,7 @@
 
 mod bridge;
 mod cni;
+mod connect;
 mod conntrack;
 mod host;
 mod netlink;
@@ -31,6 +32,7 @@ use std::{
 
 pub use bridge::Error as BridgeError;
 pub use cni::Error as CniError;
+pub use connect::connect;
 pub use pod::{Attachment, AttachmentKind, Dns, NotReady, PodNetwork, PortMapping, Protocol};
 
 use self::{

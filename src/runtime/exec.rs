@@ -9,7 +9,7 @@ use std::{
         unix::net::UnixStream,
     },
     pin::pin,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -55,8 +55,8 @@ pub struct ExecOutput {
     pub stderr: Vec<u8>,
     /// Exit code, or 128 plus the signal.
     pub code: i32,
-    /// Output beyond the limit was dropped.
-    pub truncated: bool,
+    /// Bytes of output beyond the limit, which were dropped.
+    pub dropped: u64,
 }
 
 /// A process that was started in a container. When this is dropped before its
@@ -69,7 +69,18 @@ pub struct Exec {
     console: Option<OwnedFd>,
     /// Nothing of it is left in the shim.
     forgotten: bool,
-    kill_on_drop: bool,
+    on_drop: OnDrop,
+}
+
+/// What becomes of the process when its handle is dropped.
+#[derive(Clone, Copy, Debug)]
+enum OnDrop {
+    /// It runs on.
+    Leave,
+    /// Its terminal is hung up, and after this time all of it is killed.
+    HangUp(Duration),
+    /// All of it is killed.
+    Kill,
 }
 
 impl Shim {
@@ -82,7 +93,7 @@ impl Shim {
             pid: 0,
             console: None,
             forgotten: false,
-            kill_on_drop: true,
+            on_drop: OnDrop::Kill,
         };
         let mut request = task::ExecProcessRequest {
             id: self.id().into(),
@@ -137,12 +148,12 @@ impl Shim {
                 receive_console(&socket).map_err(|source| self.exec_error("receive the terminal", source))?;
             exec.console = Some(master);
         }
-        exec.kill_on_drop = false;
+        exec.on_drop = OnDrop::Leave;
         Ok(exec)
     }
 
-    /// Runs a command to its end. Of each stream `limit_bytes` are kept, the rest
-    /// is read and dropped. A command over `timeout` is killed with all that it
+    /// Runs a command to its end. Of both streams together `limit_bytes` are kept,
+    /// the rest is read and dropped. A command over `timeout` is killed with all that it
     /// has started, and all of it is gone when [`Error::ExecTimeout`] comes.
     pub async fn exec_sync(
         &self,
@@ -159,12 +170,13 @@ impl Shim {
             stderr: Some(stderr_end),
         };
         let mut exec = self.exec(&new_id(), process, stdio).await?;
-        exec.kill_on_drop = true;
+        exec.on_drop = OnDrop::Kill;
 
         let (mut out, mut err) = (Collected::default(), Collected::default());
+        let room = AtomicUsize::new(limit_bytes);
         let code = {
             let mut collecting = pin!(async {
-                tokio::join!(out.collect(stdout, limit_bytes), err.collect(stderr, limit_bytes));
+                tokio::join!(out.collect(stdout, &room), err.collect(stderr, &room));
             });
             let mut collected = false;
             let ended = async {
@@ -199,7 +211,7 @@ impl Shim {
         };
         exec.forget().await;
         Ok(ExecOutput {
-            truncated: out.truncated || err.truncated,
+            dropped: out.dropped.saturating_add(err.dropped),
             stdout: out.bytes,
             stderr: err.bytes,
             code,
@@ -229,6 +241,13 @@ impl Exec {
     /// until [`Exec::hang_up`].
     pub fn take_console(&mut self) -> Option<OwnedFd> {
         self.console.take()
+    }
+
+    /// From now on, dropping this before the end was seen hangs its terminal up (the
+    /// caller closes its own descriptors); if the process has not ended after
+    /// `grace`, it is killed with all that it has started.
+    pub fn hang_up_on_drop(&mut self, grace: Duration) {
+        self.on_drop = OnDrop::HangUp(grace);
     }
 
     /// Waits for the process to end: its exit code, or 128 plus the signal.
@@ -296,17 +315,21 @@ impl Drop for Exec {
             pid: self.pid,
             console: None,
             forgotten: true,
-            kill_on_drop: false,
+            on_drop: OnDrop::Leave,
         };
-        let kill = self.kill_on_drop;
+        let on_drop = self.on_drop;
         runtime.spawn(async move {
             let mut left = left;
-            if kill {
-                // One that was not started yet cannot be killed, only forgotten.
-                if left.kill_all().await.is_ok() {
-                    let _ = left.exit_code().await;
+            let kill = match on_drop {
+                OnDrop::Leave => false,
+                OnDrop::Kill => true,
+                OnDrop::HangUp(grace) => {
+                    let _ = left.hang_up().await;
+                    tokio::time::timeout(grace, left.exit_code()).await.is_err()
                 }
-            } else {
+            };
+            // One that was not started yet cannot be killed, only forgotten.
+            if !kill || left.kill_all().await.is_ok() {
                 let _ = left.exit_code().await;
             }
             left.forget().await;
@@ -325,24 +348,23 @@ fn delete_request(shim: &Shim, exec_id: &str) -> task::DeleteRequest {
 #[derive(Debug, Default)]
 struct Collected {
     bytes: Vec<u8>,
-    truncated: bool,
+    dropped: u64,
 }
 
 impl Collected {
-    /// Reads to the end; keeps `limit` bytes. An error is an end.
-    async fn collect(&mut self, mut from: impl AsyncRead + Unpin, limit: usize) {
-        let limit = u64::try_from(limit).unwrap_or(u64::MAX);
-        if (&mut from)
-            .take(limit)
-            .read_to_end(&mut self.bytes)
-            .await
-            .is_err()
+    /// Reads to the end; keeps what there is `room` for, which is shared by the
+    /// streams of a command. An error is an end.
+    async fn collect(&mut self, mut from: impl AsyncRead + Unpin, room: &AtomicUsize) {
+        let mut chunk = vec![0; 16 * 1024];
+        while let Ok(count) = from.read(&mut chunk).await
+            && count > 0
         {
-            return;
-        }
-        let mut rest = vec![0; 4096];
-        while from.read(&mut rest).await.is_ok_and(|count| count > 0) {
-            self.truncated = true;
+            let before = room.load(Ordering::Relaxed);
+            // Nobody else takes from it meanwhile: both streams are read by one task.
+            let kept = count.min(before);
+            room.store(before - kept, Ordering::Relaxed);
+            self.bytes.extend_from_slice(&chunk[..kept]);
+            self.dropped += u64::try_from(count - kept).unwrap_or(u64::MAX);
         }
     }
 }
@@ -354,7 +376,7 @@ fn pipe() -> io::Result<(Receiver, OwnedFd)> {
 }
 
 /// New in every container: berthd's pid keeps those of a berthd that died apart.
-fn new_id() -> String {
+pub fn new_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("s{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }

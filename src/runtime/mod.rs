@@ -1,9 +1,10 @@
 //! berthd's side of the shims: starting one from a binary that nobody can change
 //! ([`shim_binary`]), calling it ([`shim_client`], [`ttrpc`]), and processes in
-//! running containers ([`exec`]).
+//! running containers ([`exec`]), and their stdio ([`attach`]).
 //!
 //! What must not be here: records, pods, anything of the CRI.
 
+pub mod attach;
 pub mod error;
 pub mod exec;
 pub mod shim_binary;
@@ -11,7 +12,8 @@ pub mod shim_client;
 mod shim_process;
 pub mod ttrpc;
 
+pub use attach::{AttachIo, Attachment};
 pub use error::Error;
-pub use exec::{Exec, ExecIo, ExecOutput};
+pub use exec::{Exec, ExecIo, ExecOutput, new_id as new_exec_id};
 pub use shim_binary::ShimBinary;
 pub use shim_client::{Shim, read_exit};

@@ -331,6 +331,16 @@ impl Shim {
         self.call_with(method, Some(limit), request, Vec::new()).await
     }
 
+    /// Calls a verb that answers at once; `fds` go with the request.
+    pub(super) async fn call_quick<R: Message + Default>(
+        &self,
+        method: &'static str,
+        request: &impl Message,
+        fds: Vec<OwnedFd>,
+    ) -> Result<R, Error> {
+        self.call_with(method, Some(QUICK), request, fds).await
+    }
+
     /// Calls a verb; `fds` go with the request.
     pub(super) async fn call_with<R: Message + Default>(
         &self,

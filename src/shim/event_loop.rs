@@ -23,6 +23,7 @@ use super::{
     connection::{Closed, Connection, Frame},
     line::Source,
     note,
+    output::index,
     service::{Caller, Outcome, Service},
     ttrpc::{Code, FrameType, MAX_PAYLOAD, Request, Response, Status},
 };
@@ -44,6 +45,8 @@ enum Token {
     Children,
     Stdout,
     Stderr,
+    /// The clients at the container's stdio.
+    Attached,
     Client(u32),
 }
 
@@ -57,6 +60,7 @@ impl From<Token> for epoll::EventData {
             Token::Children => 1,
             Token::Stdout => 2,
             Token::Stderr => 3,
+            Token::Attached => 4,
             Token::Client(id) => FIRST_CLIENT + u64::from(id),
         })
     }
@@ -69,6 +73,7 @@ impl Token {
             1 => Some(Token::Children),
             2 => Some(Token::Stdout),
             3 => Some(Token::Stderr),
+            4 => Some(Token::Attached),
             client => client
                 .checked_sub(FIRST_CLIENT)
                 .and_then(|id| u32::try_from(id).ok())
@@ -93,6 +98,8 @@ pub struct EventLoop {
     children: OwnedFd,
     clients: Vec<Client>,
     next_client: u32,
+    /// Which of the init's streams are watched.
+    watched: [bool; 2],
     service: Service,
 }
 
@@ -111,6 +118,7 @@ impl EventLoop {
             children,
             clients: Vec::new(),
             next_client: 0,
+            watched: [false; 2],
             service,
         })
     }
@@ -141,6 +149,7 @@ impl EventLoop {
                     Some(Token::Children) => self.reap(),
                     Some(Token::Stdout) => self.pump(Source::Stdout),
                     Some(Token::Stderr) => self.pump(Source::Stderr),
+                    Some(Token::Attached) => self.serve_attached(),
                     Some(Token::Client(id)) => self.serve(id, flags),
                     None => {}
                 }
@@ -153,6 +162,8 @@ impl EventLoop {
         for (caller, outcome) in self.service.settle() {
             self.answer(caller, outcome);
         }
+        // Who was held up by a client that was dropped goes on.
+        self.watch_output();
     }
 
     fn accept(&mut self) {
@@ -212,8 +223,17 @@ impl EventLoop {
             if let Some(stream) = task.stream(source) {
                 unwatch(&self.epoll, stream);
             }
-            task.output.close(source);
+            self.watched[index(source)] = false;
+            task.close(source);
         }
+        self.watch_output();
+    }
+
+    fn serve_attached(&mut self) {
+        if let Some(task) = self.service.task() {
+            task.attached.serve();
+        }
+        self.watch_output();
     }
 
     fn serve(&mut self, id: u32, flags: epoll::EventFlags) {
@@ -264,8 +284,10 @@ impl EventLoop {
                 Ok(request) => {
                     drop(payload);
                     let outcome = self.service.call(caller, &request, &fds);
-                    if request.method == "Create" {
-                        self.watch_output();
+                    match request.method.as_str() {
+                        "Create" => self.watch_output(),
+                        "Exec" => self.watch_attached(),
+                        _ => {}
                     }
                     outcome
                 }
@@ -299,17 +321,41 @@ impl EventLoop {
         }
     }
 
-    /// Watches the output of a container that was just made.
+    /// Watches the container's output: what is open and nobody holds up.
     fn watch_output(&mut self) {
         let Some(task) = self.service.task() else { return };
         for (source, token) in [(Source::Stdout, Token::Stdout), (Source::Stderr, Token::Stderr)] {
-            let Some(stream) = task.stream(source) else {
-                continue;
+            let watched = &mut self.watched[index(source)];
+            let done = match (task.stream(source), *watched) {
+                (Some(stream), false) => epoll::add(&self.epoll, stream, token.into(), epoll::EventFlags::IN),
+                (None, true) => match task.output.descriptor(source) {
+                    Some(held) => epoll::delete(&self.epoll, held),
+                    None => Ok(()),
+                },
+                _ => continue,
             };
-            match epoll::add(&self.epoll, stream, token.into(), epoll::EventFlags::IN) {
-                Ok(()) | Err(Errno::EXIST) => {}
-                Err(errno) => note(format_args!("watch the container's output: {errno}")),
+            *watched = !*watched;
+            if let Err(errno) = done {
+                note(format_args!("watch the container's output: {errno}"));
             }
+        }
+    }
+
+    /// Watches the clients at the container's stdio, once there are some.
+    fn watch_attached(&mut self) {
+        let Some(clients) = self.service.task().and_then(|task| task.attached.descriptor()) else {
+            return;
+        };
+        match epoll::add(
+            &self.epoll,
+            clients,
+            Token::Attached.into(),
+            epoll::EventFlags::IN,
+        ) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => note(format_args!(
+                "watch the clients at the container's stdio: {errno}"
+            )),
         }
     }
 
@@ -376,6 +422,7 @@ mod tests {
             Token::Children,
             Token::Stdout,
             Token::Stderr,
+            Token::Attached,
             Token::Client(0),
             Token::Client(u32::MAX),
         ] {

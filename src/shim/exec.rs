@@ -55,12 +55,7 @@ impl Exec {
     /// Checks the request and takes its descriptors; no process yet.
     pub fn new(request: ExecProcessRequest, fds: &[OwnedFd], owner: u32) -> Result<Exec, Fault> {
         let id = request.exec_id;
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
-        if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.bytes().all(plain) {
-            return Err(fault::invalid(format!(
-                "exec id {id:?}: want 1 to 128 of A-Z a-z 0-9 _ . -, not a dot first"
-            )));
-        }
+        check_id(&id)?;
         let process: plan::Process = fault::unpack(request.spec, "berth.plan.v1.Process")?;
         if process.terminal != request.terminal {
             return Err(fault::invalid(format!(
@@ -236,8 +231,19 @@ impl Exec {
     }
 }
 
+/// An id is also the name of a cgroup.
+pub fn check_id(id: &str) -> Result<(), Fault> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
+    if id.is_empty() || id.len() > 128 || id.starts_with('.') || !id.bytes().all(plain) {
+        return Err(fault::invalid(format!(
+            "exec id {id:?}: want 1 to 128 of A-Z a-z 0-9 _ . -, not a dot first"
+        )));
+    }
+    Ok(())
+}
+
 /// The descriptor that "fd:N" names, or /dev/null for nothing.
-fn pick(name: &str, fds: &[OwnedFd]) -> Result<OwnedFd, Fault> {
+pub fn pick(name: &str, fds: &[OwnedFd]) -> Result<OwnedFd, Fault> {
     if name.is_empty() {
         let null = OpenOptions::new().read(true).write(true).open("/dev/null");
         return null

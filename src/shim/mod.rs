@@ -8,9 +8,11 @@
 //!
 //! What must not be here: configuration, names to be looked up, JSON, threads.
 
+pub mod attach;
 pub mod clock;
 pub mod connection;
 pub mod console;
+pub mod endpoint;
 pub mod event_loop;
 pub mod exec;
 pub mod execs;

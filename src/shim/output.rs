@@ -1,4 +1,5 @@
-//! What the init writes: pipes, or its terminal, read into the log.
+//! What the init writes: pipes, or its terminal, read into the log and to the
+//! clients that are attached.
 
 use std::{
     io,
@@ -8,6 +9,7 @@ use std::{
 use rustix::io::Errno;
 
 use super::{
+    attach::Attached,
     clock,
     line::{MAX_LINE, Source, Splitter},
     log::Log,
@@ -78,9 +80,10 @@ impl Output {
         self.streams.iter().all(Option::is_none)
     }
 
-    /// Moves what a stream holds to the log, at most some buffers full. A stream
-    /// that has ended stays until [`Output::close`].
-    pub fn pump(&mut self, source: Source) -> Pumped {
+    /// Moves what a stream holds to the log and to who is attached, at most some
+    /// buffers full, and nothing while one of those has yet to take the last. A
+    /// stream that has ended stays until [`Output::close`].
+    pub fn pump(&mut self, source: Source, attached: &mut Attached) -> Pumped {
         let Some(stream) = &mut self.streams[index(source)] else {
             return Pumped::Dry;
         };
@@ -90,6 +93,9 @@ impl Output {
         let mut pumped = Pumped::More;
         let mut now = 0;
         for _ in 0..TURN {
+            if attached.holds(source) {
+                break;
+            }
             match rustix::io::read(&stream.from, &mut self.buffer[..]) {
                 Ok(0) => {
                     pumped = Pumped::Ended;
@@ -97,8 +103,9 @@ impl Output {
                 }
                 Ok(count) => {
                     now = clock::now();
+                    let read = &self.buffer[..count];
+                    attached.deliver(source, read);
                     if let Some(log) = &mut self.log {
-                        let read = &self.buffer[..count];
                         stream
                             .splitter
                             .feed(read, |tag, content| log.line(now, stream.source, tag, content));
@@ -142,7 +149,7 @@ impl Output {
     }
 }
 
-fn index(source: Source) -> usize {
+pub fn index(source: Source) -> usize {
     match source {
         Source::Stdout => 0,
         Source::Stderr => 1,

@@ -14,6 +14,7 @@ use std::{
 use prost::Message;
 
 use super::{
+    attach::{ATTACH, Fate, PATIENCE},
     clock,
     exec::Exec,
     fault::{self, Fault},
@@ -284,6 +285,9 @@ impl Service {
 
     fn exec(&mut self, request: ExecProcessRequest, fds: &[OwnedFd], client: u32) -> Result<(), Fault> {
         let task = self.find(&request.id)?;
+        if request.spec.as_ref().is_some_and(|spec| spec.type_url == ATTACH) {
+            return task.attach(request, fds);
+        }
         task.add_exec(Exec::new(request, fds, client)?)
     }
 
@@ -355,7 +359,8 @@ impl Service {
     fn wait(&mut self, caller: Caller, request: WaitRequest) -> Result<(), Fault> {
         let task = self.find(&request.id)?;
         if !request.exec_id.is_empty() {
-            task.execs.get(&request.exec_id)?;
+            let exec = task.execs.get(&request.exec_id).map(drop);
+            exec.or_else(|fault| task.attached.fate(&request.exec_id).map(drop).ok_or(fault))?;
         }
         let waits = self
             .waiters
@@ -405,7 +410,11 @@ impl Service {
                     };
                     over.then(|| Err(lost()))
                 }),
-                Err(fault) => Some(Err(fault)),
+                Err(fault) => match task.attached.fate(&waiter.exec_id) {
+                    Some(Fate::Attached) => None,
+                    Some(Fate::Slow) => Some(Err(too_slow())),
+                    None => Some(Err(fault)),
+                },
             },
         };
         let mut answers = Vec::new();
@@ -418,6 +427,12 @@ impl Service {
         });
         answers
     }
+}
+
+/// A client that was attached was dropped.
+fn too_slow() -> Fault {
+    let message = format!("dropped: the client took no output for {PATIENCE:?}, and held up the container");
+    fault::new(Code::ResourceExhausted, message)
 }
 
 fn waited(exit: Exit) -> Outcome {

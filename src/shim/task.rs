@@ -18,6 +18,7 @@ use rustix::{
 };
 
 use super::{
+    attach::Attached,
     clock, console,
     exec::Exec,
     execs::Execs,
@@ -35,7 +36,7 @@ use crate::{
     launcher::{self, ExecTarget, Init, Stdio},
     proto::{
         plan::{ExitRecord, LaunchPlan, Resources, namespace::Kind},
-        task::StateResponse,
+        task::{ExecProcessRequest, StateResponse},
     },
     sys::{allocator, signalfd},
 };
@@ -77,8 +78,8 @@ pub struct Task {
     /// The slave of the init's terminal: while it is open here, a moment in which
     /// no process has the terminal open is not taken for the end of the output.
     terminal: Option<OwnedFd>,
-    /// The write end of the init's standard input.
-    stdin: Option<OwnedFd>,
+    /// Its clients, and the write end of the init's standard input.
+    pub attached: Attached,
     started_at: i64,
     exit: Option<Exit>,
     /// Why the start failed.
@@ -104,14 +105,15 @@ impl Task {
             stdout: null().map_err(failed)?,
             stderr: null().map_err(failed)?,
         };
-        let mut stdin = None;
+        let mut attached = Attached::new(plan.stdin_once, terminal);
         if !terminal {
             if plan.stdin {
                 let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
                 stdio.stdin = read;
-                stdin = Some(write);
+                attached.set_input(write).map_err(|errno| failed(errno.into()))?;
             }
-            if has_log {
+            // Without a log it is read for clients that attach.
+            if has_log || !plan.sandbox_init {
                 let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|errno| failed(errno.into()))?;
                 stdio.stdout = write;
                 output.add(read, Source::Stdout, false).map_err(failed)?;
@@ -133,7 +135,7 @@ impl Task {
             oom_kills,
             output,
             terminal: None,
-            stdin,
+            attached,
             started_at: 0,
             exit: None,
             message: String::new(),
@@ -142,18 +144,21 @@ impl Task {
             execs: Execs::default(),
             init,
         };
-        if let Err(error) = task.open_terminal() {
+        if let Err(error) = task.open_terminal(plan.stdin) {
             task.discard();
             return Err(fault::internal("open the container's terminal", error));
         }
         Ok(task)
     }
 
-    fn open_terminal(&mut self) -> std::io::Result<()> {
+    fn open_terminal(&mut self, stdin: bool) -> std::io::Result<()> {
         if let Some(master) = &self.init.console {
             let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
             self.terminal = Some(ioctl_tiocgptpeer(master, flags)?);
             self.output.add(master.try_clone()?, Source::Stdout, true)?;
+            if stdin {
+                self.attached.set_input(master.try_clone()?)?;
+            }
         }
         Ok(())
     }
@@ -200,7 +205,7 @@ impl Task {
         });
         self.deadline = Some(Instant::now() + DRAIN);
         self.terminal = None;
-        self.stdin = None;
+        self.attached.drop_input();
         if !self.own_pids
             && let Err(error) = self.init.cgroup.kill()
         {
@@ -211,6 +216,7 @@ impl Task {
     /// Takes the further steps of the end that can be taken now. True once, when
     /// the record is in place and the cgroup is gone.
     pub fn settle(&mut self) -> bool {
+        self.attached.expire(false);
         let (Some(exit), Some(deadline), None) = (self.exit, self.deadline, &self.record) else {
             return false;
         };
@@ -218,9 +224,12 @@ impl Task {
         if busy && Instant::now() < deadline {
             return false;
         }
-        // Whoever holds the output beyond the end has had its time.
+        // Whoever holds the output beyond the end has had its time; what it kept
+        // from being read goes to the log.
+        self.attached.expire(true);
         for source in [Source::Stdout, Source::Stderr] {
-            self.output.close(source);
+            self.pump(source);
+            self.close(source);
         }
         let oom_kills = self.init.cgroup.oom_kills().unwrap_or(0);
         let record = ExitRecord {
@@ -245,7 +254,8 @@ impl Task {
     pub fn deadline(&self) -> Option<Instant> {
         let end = self.deadline.filter(|_| self.record.is_none());
         let look = self.execs.any_dying().then(|| Instant::now() + DYING_POLL);
-        end.into_iter().chain(look).min()
+        let slow = self.attached.deadline();
+        end.into_iter().chain(look).chain(slow).min()
     }
 
     /// Kills and reaps an init that never ran, and removes the cgroup: no record,
@@ -273,7 +283,29 @@ impl Task {
 
     /// Reads a stream; whether it has ended, so that nobody waits for it any more.
     pub fn pump(&mut self, source: Source) -> bool {
-        self.output.pump(source) == Pumped::Ended
+        self.output.pump(source, &mut self.attached) == Pumped::Ended
+    }
+
+    /// Closes a stream that has ended.
+    pub fn close(&mut self, source: Source) {
+        self.output.close(source);
+        self.attached.end(source);
+    }
+
+    /// A client joins the init's stdio.
+    pub fn attach(&mut self, request: ExecProcessRequest, fds: &[OwnedFd]) -> Result<(), Fault> {
+        if self.state == State::Stopped {
+            let message = format!("container {} has ended: nothing can be attached to", self.id);
+            return Err(fault::new(Code::FailedPrecondition, message));
+        }
+        if self.execs.get(&request.exec_id).is_ok() || self.attached.fate(&request.exec_id).is_some() {
+            return Err(fault::new(
+                Code::AlreadyExists,
+                format!("exec {} exists", request.exec_id),
+            ));
+        }
+        let open = [Source::Stdout, Source::Stderr].map(|source| self.output.descriptor(source).is_some());
+        self.attached.add(request, fds, open)
     }
 
     pub fn state(&self) -> State {
@@ -379,7 +411,7 @@ impl Task {
 
     /// Ends the init's standard input, if it has one.
     pub fn close_stdin(&mut self) {
-        self.stdin = None;
+        self.attached.close_input();
     }
 
     /// Adds an exec, to be started later.
@@ -412,9 +444,10 @@ impl Task {
         Err(fault::new(Code::FailedPrecondition, message))
     }
 
-    /// The descriptor of an open stream of the init.
+    /// The descriptor of an open stream of the init that is to be read now.
     pub fn stream(&self, source: Source) -> Option<BorrowedFd<'_>> {
-        self.output.descriptor(source)
+        let held = self.attached.holds(source);
+        self.output.descriptor(source).filter(|_| !held)
     }
 }
 

@@ -40,13 +40,13 @@ async fn output_and_code_come_back() {
             output.stdout.as_slice(),
             output.stderr.as_slice(),
             output.code,
-            output.truncated
+            output.dropped > 0
         ),
         (&b"out\n"[..], &b"err\n"[..], 42, false)
     );
     let output = shim.exec_sync(&shell("seq 1 100000"), None, 1000).await.unwrap();
     assert_eq!(
-        (output.stdout.len(), output.code, output.truncated),
+        (output.stdout.len(), output.code, output.dropped > 0),
         (1000, 0, true)
     );
     let output = shim.exec_sync(&shell("kill -9 $$"), None, 1000).await.unwrap();
