@@ -18,6 +18,7 @@ pub mod proxy;
 pub mod registry;
 pub mod story;
 pub mod tar;
+pub mod websocket;
 
 pub use berth::proto::cri;
 pub use client::{Client, Output, Pod};
@@ -25,6 +26,7 @@ pub use images::Image;
 pub use node::Node;
 pub use registry::Registry;
 pub use story::Story;
+pub use websocket::WebSocket;
 
 /// What a story returns.
 pub type Result<T = (), E = anyhow::Error> = std::result::Result<T, E>;

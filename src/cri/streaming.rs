@@ -212,7 +212,12 @@ impl Console {
     fn new(master: OwnedFd) -> io::Result<Console> {
         let flags = rustix::fs::fcntl_getfl(&master)?;
         rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK)?;
-        Ok(Console(Arc::new(AsyncFd::register(master)?)))
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe for who may own no descriptor; an OwnedFd does"
+        )]
+        let registered = AsyncFd::new(master)?;
+        Ok(Console(Arc::new(registered)))
     }
 
     fn resize(&self, size: TerminalSize) {

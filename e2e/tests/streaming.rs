@@ -1,0 +1,525 @@
+//! Exec, attach and port-forward through the streaming server.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use e2e::{
+    Client, Result, Story, WebSocket,
+    client::{namespaces, pod_security},
+    cri, kernel,
+    websocket::{STDIN, STDOUT},
+};
+use sha2::{Digest, Sha256};
+use tonic::Code;
+
+const V4: &str = "v4.channel.k8s.io";
+const V5: &str = "v5.channel.k8s.io";
+
+fn exec_of(id: &str, command: &[&str]) -> cri::ExecRequest {
+    cri::ExecRequest {
+        container_id: id.into(),
+        cmd: command.iter().map(|word| (*word).to_owned()).collect(),
+        stdin: true,
+        stdout: true,
+        stderr: true,
+        tty: false,
+    }
+}
+
+fn attach_of(id: &str, tty: bool) -> cri::AttachRequest {
+    cri::AttachRequest {
+        container_id: id.into(),
+        stdin: true,
+        stdout: true,
+        stderr: !tty,
+        tty,
+    }
+}
+
+async fn exec(client: &Client, request: cri::ExecRequest, protocol: &str) -> Result<WebSocket> {
+    let url = client.runtime.clone().exec(request).await?.into_inner().url;
+    WebSocket::connect(&url, protocol).await
+}
+
+async fn attach(client: &Client, request: cri::AttachRequest) -> Result<WebSocket> {
+    let url = client.runtime.clone().attach(request).await?.into_inner().url;
+    WebSocket::connect(&url, V5).await
+}
+
+async fn until(what: &str, mut done: impl FnMut() -> bool) -> Result {
+    let end = Instant::now() + Duration::from_secs(15);
+    while !done() {
+        ensure!(Instant::now() < end, "waited 15 s for: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn exec_brings_output_and_code() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let (_, id) = story.sleeper("exec").await?;
+    for protocol in [V4, V5] {
+        let script = "echo out; echo err >&2; exit 3";
+        let mut socket = exec(client, exec_of(&id, &["sh", "-c", script]), protocol).await?;
+        let session = socket.receive.finish().await?;
+        assert_eq!(session.stdout, b"out\n");
+        assert_eq!(session.stderr, b"err\n");
+        assert_eq!(
+            session.status["details"]["causes"][0]["message"], "3",
+            "{session:?}"
+        );
+    }
+    // Half-close: the end of input reaches the process, and its output the client.
+    let mut socket = exec(client, exec_of(&id, &["wc", "-c"]), V5).await?;
+    socket.send.data(STDIN, b"12345").await?;
+    socket.send.close(STDIN).await?;
+    let session = socket.receive.finish().await?;
+    assert!(session.succeeded(), "{session:?}");
+    assert_eq!(session.stdout().trim(), "5");
+    // What cannot be executed is said by name.
+    let mut socket = exec(client, exec_of(&id, &["/no/such/program"]), V5).await?;
+    let session = socket.receive.finish().await?;
+    assert!(
+        session.status.to_string().contains("/no/such/program"),
+        "{session:?}"
+    );
+    story.finish().await
+}
+
+#[tokio::test]
+async fn exec_with_a_terminal() -> Result {
+    let story = Story::begin().await?;
+    let (_, id) = story.sleeper("tty").await?;
+    let request = cri::ExecRequest {
+        stderr: false,
+        tty: true,
+        ..exec_of(&id, &["sh"])
+    };
+    let mut socket = exec(&story.client, request, V5).await?;
+    socket.send.resize(132, 43).await?;
+    socket
+        .send
+        .data(
+            STDIN,
+            b"while [ \"$(stty size)\" != '43 132' ]; do sleep 0.1; done; echo si''ze\n",
+        )
+        .await?;
+    socket.receive.until("size").await?;
+    socket.send.data(STDIN, b"test -t 0 && exit 7\n").await?;
+    let session = socket.receive.finish().await?;
+    assert_eq!(
+        session.status["details"]["causes"][0]["message"], "7",
+        "{session:?}"
+    );
+    story.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn much_through_exec_arrives_byte_for_byte() -> Result {
+    let story = Story::begin().await?;
+    let (_, id) = story.sleeper("much").await?;
+    let request = cri::ExecRequest {
+        stderr: false,
+        ..exec_of(&id, &["cat"])
+    };
+    let socket = exec(&story.client, request, V5).await?;
+    ensure!(through(socket).await?, "the bytes differ");
+    story.finish().await
+}
+
+/// Sends 64 MiB, and compares the digest of what comes back.
+async fn through(socket: WebSocket) -> Result<bool> {
+    let WebSocket {
+        mut send,
+        mut receive,
+    } = socket;
+    let sending = tokio::spawn(async move {
+        let mut digest = Sha256::new();
+        let mut block: Vec<u8> = (0..=255).cycle().take(1 << 16).collect();
+        for number in 0..1024_u16 {
+            block[..2].copy_from_slice(&number.to_le_bytes());
+            digest.update(&block);
+            send.data(STDIN, &block).await?;
+        }
+        send.close(STDIN).await?;
+        // Kept, for a connection that is closed is a client that has gone.
+        Ok::<_, anyhow::Error>((digest.finalize(), send))
+    });
+    let mut digest = Sha256::new();
+    while let Some((channel, data)) = receive.message().await? {
+        if channel == STDOUT {
+            digest.update(&data);
+        }
+    }
+    let (sent, _send) = sending.await??;
+    Ok(sent == digest.finalize())
+}
+
+#[tokio::test]
+async fn a_client_that_vanishes_leaves_no_process() -> Result {
+    let story = Story::begin().await?;
+    if story.node.is_peer() {
+        eprintln!("skipped: a peer lets the process run on");
+        return story.finish().await;
+    }
+    let client = &story.client;
+    let (_, id) = story.sleeper("vanish").await?;
+    let shim = shim_of(&id);
+    let descriptors = || std::fs::read_dir(format!("/proc/{shim}/fd")).map_or(0, Iterator::count);
+    let before = descriptors();
+    // One that ends with its input, and one that does not care.
+    let mark = 700_000 + std::process::id();
+    let deaf = format!("trap '' HUP TERM; sleep {mark} & wait; sleep {mark}");
+    let mut sockets = Vec::new();
+    for (command, tty) in [
+        (&["cat"][..], false),
+        (&["sh", "-c", &deaf], false),
+        (&["sh", "-c", &deaf], true),
+    ] {
+        let request = cri::ExecRequest {
+            stderr: !tty,
+            tty,
+            ..exec_of(&id, command)
+        };
+        sockets.push(exec(client, request, V4).await?);
+    }
+    let running = || {
+        kernel::output("pgrep", &["-fx", &format!("sleep {mark}")])
+            .lines()
+            .count()
+    };
+    until("the commands to run", || running() == 2).await?;
+    drop(sockets);
+    until("their end", || running() == 0).await?;
+    until("the shim to forget them", || descriptors() == before).await?;
+    assert_eq!(client.sh(&id, "echo here").await?, "here");
+    story.finish().await
+}
+
+fn shim_of(container: &str) -> String {
+    let found = kernel::output("pgrep", &["-f", &format!("^berth-shim.*{container}")]);
+    found.trim().to_owned()
+}
+
+/// A container that echoes what it reads.
+async fn echo(story: &Story, name: &str, once: bool, tty: bool) -> Result<String> {
+    let pod = story.client.run_pod(name).await?;
+    let script = "while read line; do echo out $line; done; echo end";
+    let mut config = story.script("c", script);
+    config.stdin = true;
+    config.stdin_once = once;
+    config.tty = tty;
+    Ok(story.client.run(&pod, config).await?)
+}
+
+#[tokio::test]
+async fn attach_by_several_and_after_a_restart() -> Result {
+    let mut story = Story::begin().await?;
+    let id = echo(&story, "attach", false, false).await?;
+    let mut one = attach(&story.client, attach_of(&id, false)).await?;
+    let mut two = attach(&story.client, attach_of(&id, false)).await?;
+    // The answer to an upgrade comes before the container's streams are joined.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    one.send.data(STDIN, b"1\n").await?;
+    one.receive.until("out 1\n").await?;
+    two.receive.until("out 1\n").await?;
+    // Without stdin_once the end of a client's input is its own.
+    one.send.close(STDIN).await?;
+    assert!(one.receive.finish().await?.succeeded());
+    two.send.data(STDIN, b"2\n").await?;
+    two.receive.until("out 2\n").await?;
+    if !story.node.is_peer() {
+        story.node.kill()?;
+        story.node.launch().await?;
+        story.client = story.node.client().await?;
+        let mut three = attach(&story.client, attach_of(&id, false)).await?;
+        three.send.data(STDIN, b"3\n").await?;
+        three.receive.until("out 3\n").await?;
+        assert_eq!(
+            story.client.status(&id).await?.state(),
+            cri::ContainerState::ContainerRunning
+        );
+    }
+    story.finish().await
+}
+
+#[tokio::test]
+async fn with_stdin_once_the_input_ends_and_all_output_comes() -> Result {
+    let story = Story::begin().await?;
+    let id = echo(&story, "once", true, false).await?;
+    let mut socket = attach(&story.client, attach_of(&id, false)).await?;
+    socket.send.data(STDIN, b"a\nb\n").await?;
+    socket.send.close(STDIN).await?;
+    let session = socket.receive.finish().await?;
+    assert!(session.succeeded(), "{session:?}");
+    assert_eq!(session.stdout(), "out a\nout b\nend\n");
+    assert_eq!(story.client.wait_exit(&id).await?.exit_code, 0);
+    story.finish().await
+}
+
+#[tokio::test]
+async fn attach_to_a_terminal() -> Result {
+    let story = Story::begin().await?;
+    let pod = story.client.run_pod("tty").await?;
+    let mut config = story.script("c", "while read line; do stty size; done");
+    (config.stdin, config.tty) = (true, true);
+    let id = story.client.run(&pod, config).await?;
+    let mut socket = attach(&story.client, attach_of(&id, true)).await?;
+    socket.send.resize(99, 33).await?;
+    let mut seen = String::new();
+    for _ in 0..50 {
+        socket.send.data(STDIN, b"\n").await?;
+        seen = socket.receive.until("\r\n").await?;
+        if seen.contains("33 99") {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(seen.contains("33 99"), "{seen:?}");
+    drop(socket);
+    assert_eq!(
+        story.client.status(&id).await?.state(),
+        cri::ContainerState::ContainerRunning
+    );
+    story.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn much_through_attach_arrives_byte_for_byte() -> Result {
+    let story = Story::begin().await?;
+    let pod = story.client.run_pod("much").await?;
+    let mut config = story.script("c", "exec cat");
+    (config.stdin, config.stdin_once) = (true, true);
+    let id = story.client.run(&pod, config).await?;
+    let socket = attach(&story.client, attach_of(&id, false)).await?;
+    ensure!(through(socket).await?, "the bytes differ");
+    story.finish().await
+}
+
+async fn forward(client: &Client, pod: &str, port: u16) -> Result<WebSocket> {
+    let request = cri::PortForwardRequest {
+        pod_sandbox_id: pod.into(),
+        port: vec![port.into()],
+    };
+    let url = client
+        .runtime
+        .clone()
+        .port_forward(request)
+        .await?
+        .into_inner()
+        .url;
+    WebSocket::connect(&format!("{url}?port={port}"), V4).await
+}
+
+/// Channel 0 carries the data; both channels begin with the port in two bytes.
+async fn answer(socket: &mut WebSocket, wanted: &str) -> Result<String> {
+    let mut seen = Vec::new();
+    while let Some((channel, data)) = socket.receive.message().await? {
+        if channel == 0 {
+            seen.extend_from_slice(&data);
+        } else {
+            ensure!(data.len() <= 2, "error: {}", String::from_utf8_lossy(&data));
+        }
+        let text = String::from_utf8_lossy(seen.get(2..).unwrap_or_default()).into_owned();
+        if text.contains(wanted) {
+            return Ok(text);
+        }
+    }
+    Err(anyhow::anyhow!(
+        "closed after {:?}",
+        String::from_utf8_lossy(&seen)
+    ))
+}
+
+#[tokio::test]
+async fn ports_of_a_pod_and_of_the_node() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    for host in [false, true] {
+        let mut config = client.pod_config(if host { "host" } else { "own" });
+        if host {
+            pod_security(&mut config).namespace_options = Some(cri::NamespaceOption {
+                network: cri::NamespaceMode::Node as i32,
+                ..namespaces()
+            });
+        }
+        let pod = client.run_pod_with(config).await?;
+        // On the node's network the port must be free.
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let families = if host {
+            &["127.0.0.1"][..]
+        } else {
+            &["127.0.0.1", "::1"]
+        };
+        for (number, address) in families.iter().enumerate() {
+            let script = format!("exec nc -ll -p {port} -s {address} -e sh -c 'read line; echo got $line'");
+            let id = client
+                .run(&pod, story.script(&format!("c{number}"), &script))
+                .await?;
+            let mut got = Err(anyhow::anyhow!("not tried"));
+            for _ in 0..50 {
+                let mut socket = forward(client, &pod.id, port).await?;
+                socket.send.data(0, b"hello\n").await?;
+                got = answer(&mut socket, "\n").await;
+                if got.is_ok() {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            assert_eq!(
+                got.with_context(|| format!("host {host}, {address}"))?,
+                "got hello\n"
+            );
+            client.stop(&id, 0).await?;
+        }
+        // Where nobody listens the client is told so.
+        let mut socket = forward(client, &pod.id, port).await?;
+        let error = answer(&mut socket, "\n").await.unwrap_err();
+        assert!(error.to_string().contains(&port.to_string()), "{error}");
+    }
+    story.finish().await
+}
+
+#[tokio::test]
+async fn what_is_refused() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let mut runtime = client.runtime.clone();
+    let (pod, id) = story.sleeper("refused").await?;
+    let both = cri::ExecRequest {
+        tty: true,
+        ..exec_of(&id, &["sh"])
+    };
+    assert_eq!(
+        runtime.exec(both).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let none = cri::AttachRequest {
+        stdin: false,
+        stdout: false,
+        stderr: false,
+        ..attach_of(&id, false)
+    };
+    assert_eq!(
+        runtime.attach(none).await.unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let error = runtime.exec(exec_of("missing", &["sh"])).await.unwrap_err();
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    // A URL is good once.
+    let url = runtime.exec(exec_of(&id, &["true"])).await?.into_inner().url;
+    WebSocket::connect(&url, V5).await?.receive.finish().await?;
+    WebSocket::connect(&url, V5).await.unwrap_err();
+    client.stop(&id, 0).await?;
+    if !story.node.is_peer() {
+        for error in [
+            runtime.exec(exec_of(&id, &["sh"])).await.unwrap_err(),
+            runtime.attach(attach_of(&id, false)).await.unwrap_err(),
+        ] {
+            assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+            assert!(error.message().contains(&id), "{error}");
+        }
+        client.stop_pod(&pod.id).await?;
+        let request = cri::PortForwardRequest {
+            pod_sandbox_id: pod.id.clone(),
+            port: Vec::new(),
+        };
+        let error = runtime.port_forward(request).await.unwrap_err();
+        assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    }
+    story.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_hundred_sessions_at_once() -> Result {
+    let story = Story::begin().await?;
+    let pod = story.client.run_pod("many").await?;
+    let mut ids = Vec::new();
+    // A container takes 128 at a time.
+    for name in ["a", "b"] {
+        ids.push(
+            story
+                .client
+                .run(&pod, story.script(name, "exec sleep 1000"))
+                .await?,
+        );
+    }
+    let sessions: Vec<_> = (0..200)
+        .map(|number| {
+            let (client, id) = (story.client.clone(), ids[number % 2].clone());
+            tokio::spawn(async move {
+                let command = format!("read line; echo $line {number}");
+                let mut socket = exec(&client, exec_of(&id, &["sh", "-c", &command]), V5).await?;
+                socket.send.data(STDIN, b"hello\n").await?;
+                socket.receive.finish().await
+            })
+        })
+        .collect();
+    for (number, session) in sessions.into_iter().enumerate() {
+        let session = session.await??;
+        assert_eq!(session.stdout(), format!("hello {number}\n"), "{session:?}");
+    }
+    story.finish().await
+}
+
+#[tokio::test]
+async fn exec_sync_keeps_16_mib_and_says_what_it_dropped() -> Result {
+    let story = Story::begin().await?;
+    if story.node.is_peer() {
+        eprintln!("skipped: the metadata is Berth's own");
+        return story.finish().await;
+    }
+    let (_, id) = story.sleeper("cap").await?;
+    let mut runtime = story.client.runtime.clone().max_decoding_message_size(16 << 20);
+    let script = "head -c 20971520 /dev/zero; echo end >&2; exit 5";
+    let request = cri::ExecSyncRequest {
+        container_id: id.clone(),
+        cmd: ["sh", "-c", script].map(str::to_owned).into(),
+        timeout: 0,
+    };
+    let answer = runtime.exec_sync(request).await?;
+    let dropped = answer.metadata().get("berth-output-dropped");
+    let dropped: usize = dropped.context("nothing said")?.to_str()?.parse()?;
+    let answer = answer.into_inner();
+    assert_eq!(answer.exit_code, 5);
+    assert_eq!(
+        answer.stdout.len() + answer.stderr.len() + dropped,
+        (20 << 20) + 4
+    );
+    assert!(answer.stdout.len() > 15 << 20, "{}", answer.stdout.len());
+    story.finish().await
+}
+
+/// SPDY, as crictl speaks it.
+#[tokio::test]
+async fn crictl_over_spdy() -> Result {
+    let story = Story::begin().await?;
+    if kernel::output("crictl", &["--version"]).is_empty() {
+        eprintln!("skipped: crictl is not on the PATH");
+        return story.finish().await;
+    }
+    let (_, id) = story.sleeper("crictl").await?;
+    let address = story.node.address();
+    let output = tokio::process::Command::new("crictl")
+        .args(["--config", "/dev/null", "-r", &address, "-i", &address])
+        .args([
+            "exec",
+            "--transport",
+            "spdy",
+            &id,
+            "sh",
+            "-c",
+            "echo out; echo err >&2; exit 9",
+        ])
+        .output()
+        .await?;
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "out\n", "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("err\n"),
+        "{output:?}"
+    );
+    assert!(!output.status.success(), "{output:?}");
+    story.finish().await
+}
