@@ -35,6 +35,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 const SIGKILL: u32 = 9;
 
+/// The exit code of a process that was killed.
+const KILLED: i32 = 128 + 9;
+
 /// What a process reads and writes.
 #[derive(Debug)]
 pub enum ExecIo {
@@ -289,7 +292,14 @@ impl Exec {
             id: self.shim.id().into(),
             exec_id: self.id.clone(),
         };
-        let answer: task::WaitResponse = self.shim.call_with("Wait", None, &request, Vec::new()).await?;
+        let answer: Result<task::WaitResponse, _> =
+            self.shim.call_with("Wait", None, &request, Vec::new()).await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            // The container ended before anybody asked, and the exec was killed with it.
+            Err(error) if error.is_gone() && self.shim.has_ended() => return Ok(KILLED),
+            Err(error) => return Err(error),
+        };
         Ok(i32::try_from(answer.exit_status).unwrap_or(255))
     }
 

@@ -213,6 +213,11 @@ impl Shim {
         }
     }
 
+    /// The exit record is in place.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(read_exit(&self.inner.dir), Ok(Some(_)))
+    }
+
     /// One task waits for the shim, all callers for that task.
     fn exit_watch(&self) -> watch::Receiver<Option<Ended>> {
         let mut exit = self.inner.exit.lock().unwrap_or_else(PoisonError::into_inner);

@@ -116,7 +116,9 @@ impl Attached {
             )));
         }
         if self.clients.len() >= MAX_CLIENTS {
-            self.clients.retain(|client| !client.slow);
+            // Those that have left too, whose input the container does not take.
+            self.clients
+                .retain(|client| !client.slow && client.outputs.iter().any(Option::is_some));
         }
         if self.clients.len() >= MAX_CLIENTS {
             let message = format!("{MAX_CLIENTS} clients are attached to the container");

@@ -106,7 +106,9 @@ async fn every_client_sees_the_output_and_the_container_goes_on_without_them() {
     fixture.assert_gone().await;
     let log = fixture.lines();
     assert_eq!(
-        log.iter().filter(|line| line.contains("out ")).count(),
+        log.iter()
+            .filter(|line| line.starts_with("stdout F out "))
+            .count(),
         3,
         "{log:?}"
     );
