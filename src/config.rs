@@ -301,7 +301,10 @@ impl Config {
             );
         }
         if self.streaming.tls_cert.as_os_str().is_empty() != self.streaming.tls_key.as_os_str().is_empty() {
-            return wrong("streaming", "tls_cert and tls_key are needed both, or neither".into());
+            return wrong(
+                "streaming",
+                "tls_cert and tls_key are needed both, or neither".into(),
+            );
         }
         if self.streaming.idle_timeout == 0 || self.streaming.creation_timeout == 0 {
             return wrong(

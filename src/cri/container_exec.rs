@@ -7,6 +7,7 @@ use tonic::{Response, Status};
 
 use super::{
     bundle,
+    deadline::within,
     error::{Context, Error},
     node::Node,
 };
@@ -32,8 +33,11 @@ const DROPPED: &str = "berth-output-dropped";
 pub async fn exec_sync(
     node: &Arc<Node>,
     request: cri::ExecSyncRequest,
+    limit: Option<Duration>,
 ) -> Result<Response<cri::ExecSyncResponse>, Status> {
-    let (answer, dropped) = run(node, request).await?;
+    let key = format!("execute a command in container {}", request.container_id);
+    // What is given up here is killed with all it started.
+    let (answer, dropped) = within(limit, || key, run(node, request)).await?;
     let mut response = Response::new(answer);
     if dropped > 0 {
         response.metadata_mut().insert(DROPPED, dropped.into());

@@ -1,7 +1,7 @@
 //! UpdateContainerResources: the cgroup first, then the records, so that the
 //! status never says what the kernel does not hold.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use super::{
     bundle,
@@ -18,6 +18,7 @@ use crate::{
 pub async fn update(
     node: &Arc<Node>,
     request: cri::UpdateContainerResourcesRequest,
+    limit: Option<Duration>,
 ) -> Result<cri::UpdateContainerResourcesResponse, Error> {
     let container = node.pods.container(&request.container_id)?;
     let Some(asked) = request.linux else {
@@ -29,7 +30,7 @@ pub async fn update(
     // Apart from the client's connection: cgroup and records change together.
     let key = format!("update container {} to {asked:?}", container.id);
     let at = node.clone();
-    node.operate(key, None, move |_| async move {
+    node.operate(key, limit, move |_| async move {
         let _gate = container.gate.lock().await;
         apply(&at, &container, asked).await?;
         Ok(String::new())

@@ -4,11 +4,38 @@ use std::time::Duration;
 
 use tonic::Request;
 
+use super::error::Error;
+use crate::pod::Interrupted;
+
+/// Least and most time in which a client is told that its own is up. The least is
+/// two ticks of the timer: tonic itself answers CANCELLED at the very deadline,
+/// where a client must hear DEADLINE_EXCEEDED.
+const MARGIN: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(500)];
+
 /// The time the client gives this call, less a margin in which to tell it at
 /// which step the work is. None: it waits for ever.
 pub fn limit<T>(request: &Request<T>) -> Option<Duration> {
     let given = parse(request.metadata().get("grpc-timeout")?.to_str().ok()?)?;
-    Some(given - (given / 20).min(Duration::from_millis(500)))
+    Some(given.saturating_sub((given / 20).clamp(MARGIN[0], MARGIN[1])))
+}
+
+/// Waits for `work`, at most for `limit`; `key` says what it is: "pull image x".
+pub async fn within<T, E: Into<Error>>(
+    limit: Option<Duration>,
+    key: impl FnOnce() -> String,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, Error> {
+    match limit {
+        None => work.await.map_err(E::into),
+        Some(limit) => match tokio::time::timeout(limit, work).await {
+            Ok(done) => done.map_err(E::into),
+            Err(_) => Err(Interrupted {
+                key: key(),
+                stage: "work",
+            }
+            .into()),
+        },
+    }
 }
 
 /// At most eight digits and a unit: gRPC over HTTP/2, "Timeout".
@@ -41,5 +68,7 @@ mod tests {
         assert_eq!(limit(&request), None);
         request.set_timeout(Duration::from_secs(10));
         assert_eq!(limit(&request), Some(Duration::from_millis(9500)));
+        request.set_timeout(Duration::from_millis(1));
+        assert_eq!(limit(&request), Some(Duration::ZERO));
     }
 }

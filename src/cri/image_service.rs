@@ -6,6 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Node,
+    deadline::{limit, within},
     error::Error,
     image_fs, image_list, image_pull, image_remove, image_status,
     stream_lists::{Chunks, chunks},
@@ -61,11 +62,13 @@ impl ImageService for ImageApi {
         &self,
         request: Request<cri::PullImageRequest>,
     ) -> Result<Response<cri::PullImageResponse>, Status> {
+        let limit = limit(&request);
         let request = request.into_inner();
+        let name = request.image.clone().unwrap_or_default().image;
+        // The pull is a task of its own: it goes on when this call ends.
+        let pull = image_pull::pull(&self.node.images, request);
         Ok(Response::new(
-            image_pull::pull(&self.node.images, request)
-                .await
-                .map_err(Error::from)?,
+            within(limit, || format!("pull image {name}"), pull).await?,
         ))
     }
 

@@ -180,9 +180,10 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<cri::UpdateContainerResourcesRequest>,
     ) -> Result<Response<cri::UpdateContainerResourcesResponse>, Status> {
+        let limit = limit(&request);
         let request = request.into_inner();
         Ok(Response::new(
-            container_update::update(&self.node, request).await?,
+            container_update::update(&self.node, request, limit).await?,
         ))
     }
 
@@ -198,8 +199,9 @@ impl RuntimeService for RuntimeApi {
         &self,
         request: Request<cri::ExecSyncRequest>,
     ) -> Result<Response<cri::ExecSyncResponse>, Status> {
+        let limit = limit(&request);
         let request = request.into_inner();
-        container_exec::exec_sync(&self.node, request).await
+        container_exec::exec_sync(&self.node, request, limit).await
     }
 
     async fn exec(&self, request: Request<cri::ExecRequest>) -> Result<Response<cri::ExecResponse>, Status> {
