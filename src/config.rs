@@ -138,6 +138,8 @@ pub struct Runtime {
     pub nofile: [u64; 2],
     /// Folder with the seccomp profiles that `localhost/` references name.
     pub seccomp_profile_root: PathBuf,
+    /// Folders with CDI specifications of devices; a later one wins.
+    pub cdi_spec_dirs: Vec<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -217,6 +219,7 @@ impl Default for Runtime {
             shim: PathBuf::new(),
             nofile: [1_048_576, 1_048_576],
             seccomp_profile_root: "/var/lib/kubelet/seccomp".into(),
+            cdi_spec_dirs: vec!["/etc/cdi".into(), "/var/run/cdi".into()],
         }
     }
 }
@@ -310,6 +313,17 @@ impl Config {
             return wrong(
                 "streaming",
                 "idle_timeout and creation_timeout must be at least 1".into(),
+            );
+        }
+        if let Some(folder) = self
+            .runtime
+            .cdi_spec_dirs
+            .iter()
+            .find(|folder| !folder.is_absolute())
+        {
+            return wrong(
+                "runtime.cdi_spec_dirs",
+                format!("{} is not an absolute path", folder.display()),
             );
         }
         if self.image.max_concurrent_layers == 0 {

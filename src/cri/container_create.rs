@@ -118,6 +118,7 @@ async fn make(
     }
     let asked = config.image.clone().unwrap_or_default().image;
     let image = find_image(node, &asked)?;
+    let volumes = volume_images(node, &config)?;
     let id = new_id();
     let record = ContainerRecord {
         state: ContainerState::Making,
@@ -126,6 +127,10 @@ async fn make(
         exit: None,
         image_id: image.id.clone(),
         image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
+        volume_images: volumes
+            .iter()
+            .map(|(mount, image)| (*mount, image.id.clone()))
+            .collect(),
         log_path: PathBuf::new(),
         stop_signal: 15,
         uid: 0,
@@ -170,6 +175,29 @@ fn find_image(node: &Node, asked: &str) -> Result<Arc<Image>, Error> {
     })
 }
 
+/// The images that the request mounts, and at which of its mounts.
+fn volume_images(node: &Node, config: &cri::ContainerConfig) -> Result<Vec<(usize, Arc<Image>)>, Error> {
+    let mut found = Vec::new();
+    for (index, mount) in config.mounts.iter().enumerate() {
+        let Some(asked) = &mount.image else { continue };
+        if asked.image.is_empty() {
+            let message = format!("config.mounts[{:?}].image names no image", mount.container_path);
+            return Err(invalid(message));
+        }
+        let image = node.images.find(&asked.image)?.ok_or_else(|| Error::Wrong {
+            what: "image",
+            id: asked.image.clone(),
+            kind: Kind::NotFound,
+            message: format!(
+                "is not on this node, and is to be mounted at {:?}: pull it first",
+                mount.container_path
+            ),
+        })?;
+        found.push((index, image));
+    }
+    Ok(found)
+}
+
 /// Acquires everything that a container has.
 async fn acquire(
     node: &Arc<Node>,
@@ -187,7 +215,17 @@ async fn acquire(
         .images
         .use_layers(&image.id, id)
         .step("container", id, "use the image's layers")?;
+    let volumes = container
+        .record()
+        .volume_images
+        .into_iter()
+        .map(|(mount, image)| {
+            let layers = node.images.use_layers(&image, id);
+            let layers = layers.step("container", id, "use the layers of an image volume")?;
+            Ok(spec::VolumeImage { mount, layers })
+        });
     let job = Bundle {
+        volume_images: volumes.collect::<Result<_, Error>>()?,
         node: node.clone(),
         sandbox: sandbox.clone(),
         container: container.clone(),
@@ -313,6 +351,7 @@ struct Bundle {
     container: Arc<Container>,
     image: Arc<Image>,
     layers: Vec<PathBuf>,
+    volume_images: Vec<spec::VolumeImage>,
     namespaces: PidNamespaces,
 }
 
@@ -347,6 +386,7 @@ impl Bundle {
             rootfs: &rootfs,
             read_image_file: &read,
             volumes_dir: &layer.join("volumes"),
+            volume_images: &self.volume_images,
             host: &self.node.host,
         };
         spec::prepare_host_paths(&config).step("container", id, "make the host paths of its mounts")?;

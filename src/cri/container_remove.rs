@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    container_events, container_stop,
+    container_events,
+    container_hooks::{self, When},
+    container_stop,
     error::{Context, Error, io},
     node::Node,
     sandbox_init::remove_cgroup,
@@ -60,6 +62,7 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
         tracing::debug!(container = %id, %error, "delete the task");
     }
     container.set_shim(None);
+    container_hooks::run(node, container, When::Removed).await;
     let (path, bundle, layer) = (
         container.record().cgroup,
         node.paths.bundle(id),

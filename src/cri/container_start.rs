@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{
     container_events,
+    container_hooks::{self, When},
     error::{Context, Error},
     node::Node,
 };
@@ -69,6 +70,7 @@ async fn execute(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Err
             }
             container_events::tell(node, container, ContainerEventType::ContainerStartedEvent);
             tracing::info!(container = %id, name = %container.name, pid, "container is running");
+            container_hooks::run(node, container, When::Started).await;
             Ok(())
         }
         Err(error) => {

@@ -33,6 +33,12 @@ pub fn render(container: &Container) -> cri::ContainerStatus {
     if !image.user_specified_image.is_empty() {
         image.image = image.user_specified_image.clone();
     }
+    let mut mounts = config.mounts.clone();
+    for (index, id) in &record.volume_images {
+        if let Some(image) = mounts.get_mut(*index).and_then(|mount| mount.image.as_mut()) {
+            image.image_ref.clone_from(id);
+        }
+    }
     let linux = config.linux.clone().unwrap_or_default();
     let user = cri::LinuxContainerUser {
         uid: record.uid.into(),
@@ -53,7 +59,7 @@ pub fn render(container: &Container) -> cri::ContainerStatus {
         message: exit.message,
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
-        mounts: config.mounts.clone(),
+        mounts,
         log_path: record.log_path.to_string_lossy().into_owned(),
         resources: Some(cri::ContainerResources {
             linux: linux.resources,

@@ -14,6 +14,7 @@ use super::{
     error::Error,
     metric_descriptors, metrics, runtime_config, runtime_status, runtime_version, sandbox_list,
     sandbox_portforward, sandbox_remove, sandbox_run, sandbox_stats, sandbox_status, sandbox_stop,
+    sandbox_update,
     stream_lists::{Chunks, chunks},
 };
 use crate::{
@@ -376,8 +377,9 @@ impl RuntimeService for RuntimeApi {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<cri::UpdatePodSandboxResourcesRequest>,
+        request: Request<cri::UpdatePodSandboxResourcesRequest>,
     ) -> Result<Response<cri::UpdatePodSandboxResourcesResponse>, Status> {
-        later("UpdatePodSandboxResources")
+        let request = request.into_inner();
+        Ok(Response::new(sandbox_update::update(&self.node, request).await?))
     }
 }

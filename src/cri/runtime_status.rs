@@ -20,7 +20,7 @@ pub fn status(node: &Node, request: &cri::StatusRequest) -> Result<cri::StatusRe
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
-            mount_options: false,
+            mount_options: true,
         }),
     })
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::json;
 
-use super::{container_status, error::Error, node::Node};
+use super::{container_status, error::Error, node::Node, sandbox_update};
 use crate::{
     pod::{ContainerState, Sandbox, now},
     proto::cri,
@@ -76,6 +76,8 @@ fn info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
         .try_lock()
         .ok()
         .and_then(|init| init.as_ref().map(|(_, pid)| *pid));
+    let config = sandbox.config();
+    let linux = config.linux.clone().unwrap_or_default();
     let info = json!({
         "pid": init.unwrap_or(0),
         "state": record.state.name(),
@@ -84,6 +86,8 @@ fn info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
         "cgroupParent": record.cgroup_parent,
         "hostname": record.hostname,
         "runtimeHandler": record.handler,
+        "overhead": sandbox_update::describe(linux.overhead.as_ref()),
+        "resources": sandbox_update::describe(linux.resources.as_ref()),
         "folder": node.paths.sandbox(&sandbox.id),
     });
     HashMap::from([("info".to_owned(), info.to_string())])

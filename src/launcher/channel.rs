@@ -17,12 +17,15 @@ use super::step::Failure;
 pub enum Word {
     /// The root is there; the master side of the terminal when one was asked for.
     Ready(Option<OwnedFd>),
+    /// Everything is mounted, the root is still the host's: it waits for the hooks.
+    Hooks,
     Failed(Failure),
     /// It has executed, or is dead.
     End,
 }
 
 const READY: u8 = 0xff;
+const HOOKS: u8 = 0xfe;
 
 /// The parent's end and the child's.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -71,6 +74,12 @@ pub fn say_ready(socket: BorrowedFd<'_>, console: Option<BorrowedFd<'_>>) -> Res
     Ok(())
 }
 
+/// Child: says that the hooks can run.
+pub fn say_hooks(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    send(socket, &[HOOKS], SendFlags::NOSIGNAL)?;
+    Ok(())
+}
+
 /// Child: says what failed. Nobody may be listening any more.
 pub fn say_failed(socket: BorrowedFd<'_>, failure: &Failure) {
     let mut buffer = [0; Failure::ENCODED];
@@ -99,6 +108,7 @@ pub fn hear(socket: BorrowedFd<'_>) -> Result<Word, Errno> {
     let message = buffer.get(..received.bytes).unwrap_or_default();
     match message {
         [] => Ok(Word::End),
+        [HOOKS] => Ok(Word::Hooks),
         [READY] => {
             let console = control.drain().find_map(|message| match message {
                 RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),

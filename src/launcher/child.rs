@@ -52,6 +52,12 @@ fn walk(prepared: &Prepared, socket: BorrowedFd<'_>) -> Walk<Infallible> {
     let procfs = filesystem::private_procfs()?;
     let console = fill_root(prepared, process, root.as_fd())?;
     write_sysctls(prepared, procfs.as_fd())?;
+    if prepared.waits_for_hooks {
+        channel::say_hooks(socket).at(Step::Talk)?;
+        if !channel::wait(socket) {
+            exit(128);
+        }
+    }
     change_root(root.as_fd())?;
     finish_root(prepared, root.as_fd())?;
 

@@ -22,6 +22,13 @@ pub enum Error {
         detail: String,
         exit_code: i32,
     },
+    /// A hook could not be run, failed, or took too long.
+    #[error("{kind} hook {path}: {message}")]
+    Hook {
+        kind: &'static str,
+        path: String,
+        message: String,
+    },
     /// The child ended without a word.
     #[error("the new process {how} while its root was being set up{remedy}")]
     Ended { how: String, remedy: &'static str },
@@ -182,6 +189,7 @@ fn name(plan: &LaunchPlan, step: Step, index: usize) -> Option<String> {
         Step::OpenLayer => format!(" {:?}", plan.rootfs.as_ref()?.lower.get(index)?),
         Step::OpenSource
         | Step::SourceAttributes
+        | Step::ImageVolume
         | Step::MakeFileSystem
         | Step::MakeTarget
         | Step::Attach
@@ -192,6 +200,10 @@ fn name(plan: &LaunchPlan, step: Step, index: usize) -> Option<String> {
             } else {
                 format!(" {:?} (from {:?})", mount.target, mount.source)
             }
+        }
+        Step::SubPath => {
+            let mount = plan.mounts.get(index)?;
+            format!(" {:?}: {:?}", mount.target, mount.sub_path)
         }
         Step::MakeDevice => format!(" {:?}", plan.devices.get(index)?.path),
         Step::Mask => format!(" {:?}", plan.masked_paths.get(index)?),

@@ -117,6 +117,7 @@ fn converse(target: &ExecTarget<'_>, socket: BorrowedFd<'_>, pid: i32) -> Result
     loop {
         match channel::hear(socket).at(Step::Talk).map_err(Problem::Step)? {
             Word::Ready(master) => console = master,
+            Word::Hooks => {}
             Word::Failed(failure) => return Err(Problem::Step(failure)),
             Word::End => return Ok(console),
         }

@@ -14,7 +14,9 @@ mod device;
 mod error;
 mod exec;
 mod filesystem;
+mod hook;
 mod identity;
+mod image_volume;
 mod mask;
 mod mount;
 mod namespace;
@@ -41,6 +43,7 @@ use crate::sys::clone::Forked;
 
 pub use error::{Cause, Error};
 pub use exec::{ExecProcess, ExecTarget, exec, target_is_gone};
+pub use hook::{run as run_hook, state as hook_state};
 pub use step::Step;
 
 use channel::Word;
@@ -83,6 +86,7 @@ pub struct Init {
     /// Gone when it has been started.
     channel: Option<OwnedFd>,
     names: Names,
+    hooks: Option<hook::AtStart>,
 }
 
 /// Makes the cgroup with its limits, the root and the init; returns when the init has
@@ -112,7 +116,7 @@ fn create_by(plan: &LaunchPlan, bundle: &Path, stdio: Stdio, way: Way) -> Result
     let result = (|| {
         cgroup.apply(wanted.resources.as_ref().unwrap_or(&Resources::default()))?;
         let prepared = prepare::prepare(plan, checked, bundle, stdio, &cgroup, way).map_err(explain)?;
-        launch(plan, prepared, &cgroup, &names)
+        launch(plan, bundle, prepared, &cgroup, &names)
     })();
     match result {
         Ok((pid, pidfd, console, channel)) => Ok(Init {
@@ -122,6 +126,7 @@ fn create_by(plan: &LaunchPlan, bundle: &Path, stdio: Stdio, way: Way) -> Result
             cgroup,
             channel: Some(channel),
             names,
+            hooks: hook::AtStart::of(plan, bundle),
         }),
         Err(error) => {
             let _ = cgroup.kill();
@@ -137,6 +142,7 @@ type Launched = (i32, OwnedFd, Option<OwnedFd>, OwnedFd);
 /// Clones, and speaks with the child until it is ready.
 fn launch(
     plan: &LaunchPlan,
+    bundle: &Path,
     mut prepared: prepare::Prepared,
     cgroup: &Cgroup,
     names: &Names,
@@ -156,10 +162,16 @@ fn launch(
     let ready = (|| {
         cgroup.add_v1(pid)?;
         channel::allow(socket.as_fd()).at(Step::Talk).map_err(describe)?;
-        match channel::hear(socket.as_fd()).at(Step::Talk).map_err(describe)? {
-            Word::Ready(console) => Ok(console),
-            Word::Failed(failure) => Err(describe(failure)),
-            Word::End => Err(ended(&pidfd)),
+        loop {
+            match channel::hear(socket.as_fd()).at(Step::Talk).map_err(describe)? {
+                Word::Hooks => {
+                    hook::before_pivot(plan, bundle, pid, pidfd.as_fd())?;
+                    channel::allow(socket.as_fd()).at(Step::Talk).map_err(describe)?;
+                }
+                Word::Ready(console) => return Ok(console),
+                Word::Failed(failure) => return Err(describe(failure)),
+                Word::End => return Err(ended(&pidfd)),
+            }
         }
     })();
     match ready {
@@ -202,13 +214,16 @@ impl Init {
             return Err(Error::plan("start", "the init was started before"));
         };
         let describe = |failure: Failure| self.names.describe(&failure, None);
+        if let Some(hooks) = &self.hooks {
+            hooks.run(self.pid, self.pidfd.as_fd(), &self.cgroup)?;
+        }
         match channel::allow(channel.as_fd()) {
             // It was killed while it waited: that is its exit, not a failure to start.
             Err(Errno::PIPE | Errno::CONNRESET) => return Ok(()),
             answer => answer.at(Step::Talk).map_err(describe)?,
         }
         match channel::hear(channel.as_fd()).at(Step::Talk).map_err(describe)? {
-            Word::End | Word::Ready(_) => Ok(()),
+            Word::End | Word::Ready(_) | Word::Hooks => Ok(()),
             Word::Failed(failure) => Err(describe(failure)),
         }
     }

@@ -14,6 +14,7 @@ use crate::sys::mount::{self as attributes, Attributes};
 
 use super::Error;
 use super::filesystem::{self, NODEV, NOEXEC, NOSUID, Parameter, RDONLY};
+use super::image_volume::ImageVolume;
 use super::overlay::Problem;
 use super::path::{FOLLOW, Leaf, find_or_make};
 use super::plan;
@@ -30,12 +31,16 @@ pub struct Prepared {
 #[derive(Debug)]
 enum Source {
     /// With its attributes and propagation set.
-    Tree { tree: OwnedFd, leaf: Leaf },
+    Tree {
+        tree: OwnedFd,
+        leaf: Leaf,
+    },
     FileSystem {
         kind: &'static CStr,
         source: CString,
         parameters: Vec<Parameter>,
     },
+    Image(ImageVolume),
     /// cgroup v1: a tmpfs with the container's own cgroup of each hierarchy.
     Cgroups {
         trees: Vec<(CString, OwnedFd)>,
@@ -44,8 +49,8 @@ enum Source {
     },
 }
 
-/// Opens what `mount` needs. `cgroup` exists already.
-pub fn prepare(index: usize, mount: &Mount, cgroup: &Cgroup) -> Result<Prepared, Problem> {
+/// Opens what `mount` needs. `cgroup` exists already; `rootfs` is where the root will be.
+pub fn prepare(index: usize, mount: &Mount, cgroup: &Cgroup, rootfs: &CStr) -> Result<Prepared, Problem> {
     let name = |field: &str| format!("mounts[{index}].{field}");
     let target = plan::path(&name("target"), &mount.target).map_err(Problem::Plan)?;
     let kind = Kind::try_from(mount.kind)
@@ -53,6 +58,7 @@ pub fn prepare(index: usize, mount: &Mount, cgroup: &Cgroup) -> Result<Prepared,
     let propagation = propagation(mount.propagation, &name("propagation")).map_err(Problem::Plan)?;
     let source = match kind {
         Kind::Bind => bind(index, mount, propagation)?,
+        Kind::Overlay => Source::Image(ImageVolume::prepare(index, mount, rootfs)?),
         Kind::Cgroup
             if !Layout::detect()
                 .map_err(|e| Problem::Plan(e.into()))?
@@ -119,7 +125,7 @@ fn file_system(index: usize, mount: &Mount, kind: Kind) -> Result<Source, Error>
         Kind::Tmpfs => c"tmpfs",
         Kind::Devpts => c"devpts",
         Kind::Mqueue => c"mqueue",
-        Kind::Cgroup | Kind::Bind => c"cgroup2",
+        Kind::Cgroup | Kind::Bind | Kind::Overlay => c"cgroup2",
     };
     let mut parameters = Vec::new();
     for option in &mount.data {
@@ -177,6 +183,7 @@ impl Prepared {
         match &self.source {
             Source::Tree { tree, .. } => into.push(tree.as_raw_fd()),
             Source::FileSystem { .. } => {}
+            Source::Image(volume) => into.extend(volume.descriptor()),
             Source::Cgroups { trees, .. } => into.extend(trees.iter().map(|(_, tree)| tree.as_raw_fd())),
         }
     }
@@ -187,6 +194,12 @@ impl Prepared {
             Source::Tree { tree, leaf } => {
                 let target =
                     find_or_make(root, &self.target, *leaf, FOLLOW).at_index(Step::MakeTarget, index)?;
+                filesystem::attach(tree.as_fd(), target.as_fd()).at_index(Step::Attach, index)
+            }
+            Source::Image(volume) => {
+                let (tree, leaf) = volume.attach(index)?;
+                let target =
+                    find_or_make(root, &self.target, leaf, FOLLOW).at_index(Step::MakeTarget, index)?;
                 filesystem::attach(tree.as_fd(), target.as_fd()).at_index(Step::Attach, index)
             }
             Source::FileSystem {

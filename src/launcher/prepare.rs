@@ -16,7 +16,7 @@ use super::filesystem::{Parameter, parameter};
 use super::namespace::Namespaces;
 use super::overlay::{self, Problem, Root, Way};
 use super::step::{At, Step};
-use super::{Error, Stdio, device, mount, namespace, plan, process};
+use super::{Error, Stdio, device, hook, mount, namespace, plan, process};
 
 #[derive(Debug)]
 pub struct Prepared {
@@ -40,6 +40,8 @@ pub struct Prepared {
     /// None: the sandbox's init.
     pub process: Option<process::Prepared>,
     pub stdio: [OwnedFd; 3],
+    /// Hooks run between the mounts and the change of the root.
+    pub waits_for_hooks: bool,
     /// Descriptors that the child keeps, in rising order.
     pub keep: Vec<RawFd>,
 }
@@ -106,18 +108,19 @@ pub fn prepare(
         None => return Err(Problem::Plan(Error::plan("rootfs", "it is missing"))),
     };
     let mounts: &[_] = if plan.sandbox_init { &[] } else { &plan.mounts };
+    let mount_point = plan::field("bundle", rootfs.as_os_str().as_bytes()).map_err(Problem::Plan)?;
     let mut prepared = Prepared {
         hostname: hostname(plan, &checked.namespaces).map_err(Problem::Plan)?,
         namespaces: checked.namespaces,
-        rootfs: plan::field("bundle", rootfs.as_os_str().as_bytes()).map_err(Problem::Plan)?,
         root,
         readonly_root,
         root_propagation: checked.root_propagation,
         mounts: mounts
             .iter()
             .enumerate()
-            .map(|(index, mount)| mount::prepare(index, mount, cgroup))
+            .map(|(index, mount)| mount::prepare(index, mount, cgroup, &mount_point))
             .collect::<Result<_, _>>()?,
+        rootfs: mount_point,
         devices: checked.devices,
         own_dev: !mounts
             .iter()
@@ -131,6 +134,7 @@ pub fn prepare(
         readonly: checked.readonly,
         sysctls: checked.sysctls,
         process: checked.process,
+        waits_for_hooks: plan.hooks.as_ref().is_some_and(hook::any_before_pivot),
         stdio: stdio.into_array().at(Step::Stdio)?,
         keep: Vec::new(),
     };

@@ -119,6 +119,9 @@ pub struct ContainerRecord {
     pub image_id: String,
     /// REPOSITORY@DIGEST, or the id of an image that has no such name.
     pub image_ref: String,
+    /// Ids of the images that are mounted, with the mount's place in the request.
+    #[serde(default)]
+    pub volume_images: Vec<(usize, String)>,
     /// Absolute; empty: no log is written.
     pub log_path: PathBuf,
     /// Number of the signal that asks it to stop.

@@ -180,7 +180,7 @@ impl Sandbox {
         self.inner().record.created_at
     }
 
-    /// The request that made it.
+    /// The request that made it, with the resources of the last update.
     pub fn config(&self) -> std::sync::Arc<cri::PodSandboxConfig> {
         self.inner().config.clone()
     }
@@ -192,6 +192,20 @@ impl Sandbox {
         change(&mut record);
         store.put_sandbox(&self.row(&record, &inner.config)?)?;
         inner.record = record;
+        Ok(())
+    }
+
+    /// Changes the request: resources after an update.
+    pub fn update_config(
+        &self,
+        store: &Store,
+        change: impl FnOnce(&mut cri::PodSandboxConfig),
+    ) -> Result<(), Error> {
+        let mut inner = self.inner();
+        let mut config = (*inner.config).clone();
+        change(&mut config);
+        store.put_sandbox(&self.row(&inner.record, &config)?)?;
+        inner.config = config.into();
         Ok(())
     }
 

@@ -9,8 +9,8 @@ use std::{
 use oci_spec::runtime::{Linux, Process, Root, Spec};
 
 use super::{
-    Built, Error, Inputs, Launch, SandboxInit, capability, context, devices, host::Host, mounts, namespaces,
-    plan, process, resources, seccomp, security, signal, user,
+    Built, Error, Inputs, Launch, SandboxInit, capability, cdi, context, devices, host::Host, mounts,
+    namespaces, plan, process, resources, seccomp, security, signal, user,
 };
 use crate::proto::{
     cri::{self, LinuxContainerResources, LinuxContainerSecurityContext},
@@ -74,13 +74,16 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
         .set_seccomp(seccomp);
     let mut annotations = made.annotations;
     annotations.extend(cri_annotations(inputs));
-    let spec = assemble(
+    let mut spec = assemble(
         process,
         linux,
         security.readonly_rootfs,
         mounts.mounts,
         annotations,
     );
+
+    // Last, for it edits what all of the above has made.
+    cdi::apply(&mut spec, request, &inputs.host.cdi_spec_dirs)?;
 
     let log_directory = inputs.sandbox.config.log_directory.as_str();
     let log_path = process::log_path(log_directory, request)?.map(PathBuf::from);
@@ -93,17 +96,28 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
     };
     Ok(Built {
         plan: plan::plan(&spec, &launch)?,
-        spec,
         stop_signal: signal::stop_signal(request, &inputs.image.stop_signal, &mut warnings)?,
         user: cri::LinuxContainerUser {
             uid: identity.uid.into(),
             gid: identity.gid.into(),
-            supplemental_groups: identity.groups.into_iter().map(i64::from).collect(),
+            supplemental_groups: groups(&spec),
         },
         volumes: mounts.volumes,
         log_path,
         warnings,
+        spec,
     })
+}
+
+/// As they are after all edits.
+fn groups(spec: &Spec) -> Vec<i64> {
+    let user = spec.process().as_ref().map(Process::user);
+    let groups = user.and_then(|user| user.additional_gids().as_deref());
+    groups
+        .unwrap_or_default()
+        .iter()
+        .map(|group| i64::from(*group))
+        .collect()
 }
 
 fn assemble(

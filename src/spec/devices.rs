@@ -25,9 +25,6 @@ pub(super) const DEFAULT_NODES: [(&str, u32, u32); 6] = [
 /// Folders of /dev that are file systems of their own, or other tools' private state.
 const NOT_DEVICES: [&str; 7] = ["pts", "shm", "fd", "mqueue", ".lxc", ".lxd-mounts", ".udev"];
 
-/// Annotations that asked for CDI devices before the request had a field for them.
-const CDI_ANNOTATION: &str = "cdi.k8s.io/";
-
 /// Depth at which a folder of devices is given up.
 const MAX_DEPTH: usize = 8;
 
@@ -38,7 +35,6 @@ pub(super) struct Devices {
 
 /// The devices of the request, or all of the host's for a privileged container.
 pub(super) fn devices(inputs: &Inputs<'_>) -> Result<Devices, Error> {
-    refuse_cdi(inputs.request)?;
     let privileged = super::context(inputs.request).is_some_and(|context| context.privileged);
     let mut made = Devices {
         nodes: Vec::new(),
@@ -71,25 +67,6 @@ pub(super) fn devices(inputs: &Inputs<'_>) -> Result<Devices, Error> {
         }
     }
     Ok(made)
-}
-
-fn refuse_cdi(request: &cri::ContainerConfig) -> Result<(), Error> {
-    let by_field = request
-        .cdi_devices
-        .iter()
-        .map(|device| ("CDI_devices", &device.name));
-    let annotations = request
-        .annotations
-        .iter()
-        .filter(|(key, _)| key.starts_with(CDI_ANNOTATION));
-    let mut asked = by_field.chain(annotations.map(|(key, devices)| (key.as_str(), devices)));
-    match asked.next() {
-        None => Ok(()),
-        Some((field, device)) => Err(Error::unsupported(
-            field,
-            format!("CDI is not there yet, so device {device:?} cannot be given"),
-        )),
-    }
 }
 
 /// A device of the request: one node, or all those in a folder.
@@ -158,19 +135,21 @@ fn walk(folder: &Path, target: &Path, depth: usize, nodes: &mut Vec<Node>) -> Re
     Ok(())
 }
 
-struct Node {
+/// A device node as the host has it.
+pub(super) struct Node {
     path: PathBuf,
-    kind: LinuxDeviceType,
-    major: u32,
-    minor: u32,
-    mode: u32,
+    pub kind: LinuxDeviceType,
+    pub major: u32,
+    pub minor: u32,
+    /// Permission bits.
+    pub mode: u32,
     uid: u32,
     gid: u32,
 }
 
 impl Node {
     /// `None` when it is no device.
-    fn of(found: &fs::Metadata, path: PathBuf) -> Option<Node> {
+    pub(super) fn of(found: &fs::Metadata, path: PathBuf) -> Option<Node> {
         let file_type = found.file_type();
         let kind = if file_type.is_char_device() {
             LinuxDeviceType::C
@@ -330,23 +309,6 @@ mod tests {
             let error = made(&[asked]).err().unwrap();
             assert_eq!(error.kind(), kind, "{error}");
         }
-    }
-
-    #[test]
-    fn cdi_is_refused_by_name() {
-        let mut case = Case::new();
-        case.request.cdi_devices = vec![cri::CdiDevice {
-            name: "vendor.com/gpu=0".into(),
-        }];
-        let error = case.with(devices).err().unwrap();
-        assert_eq!(error.kind(), Kind::Unimplemented);
-        assert!(error.to_string().contains("vendor.com/gpu=0"));
-        let mut case = Case::new();
-        case.request
-            .annotations
-            .insert("cdi.k8s.io/plugin".into(), "vendor.com/gpu=1".into());
-        let error = case.with(devices).err().unwrap();
-        assert!(error.to_string().contains("cdi.k8s.io/plugin"), "{error}");
     }
 
     #[test]

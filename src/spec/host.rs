@@ -34,6 +34,8 @@ pub struct Host {
     pub nofile: (u64, u64),
     /// Folder of the seccomp profiles that relative names of `localhost/` refer to.
     pub seccomp_profile_root: PathBuf,
+    /// Folders of CDI specifications; a later one wins.
+    pub cdi_spec_dirs: Vec<PathBuf>,
 }
 
 impl Host {
@@ -69,6 +71,7 @@ impl Host {
             },
             nofile: nofile(config.runtime.nofile, may_raise),
             seccomp_profile_root: config.runtime.seccomp_profile_root.clone(),
+            cdi_spec_dirs: config.runtime.cdi_spec_dirs.clone(),
         })
     }
 

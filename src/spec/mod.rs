@@ -13,10 +13,13 @@
 
 mod build;
 mod capability;
+mod cdi;
 mod devices;
 mod error;
 mod exec;
+mod hooks;
 mod host;
+mod image_volumes;
 mod mounts;
 mod namespaces;
 mod plan;
@@ -47,6 +50,7 @@ pub use self::{
     build::{build, sandbox_plan},
     error::Error,
     exec::exec_process,
+    hooks::{LaterHooks, later_hooks},
     host::Host,
     mounts::prepare_host_paths,
     plan::plan,
@@ -69,6 +73,8 @@ pub struct Inputs<'a> {
     pub read_image_file: &'a dyn Fn(&str) -> io::Result<Option<Vec<u8>>>,
     /// Where the folders of the image's volumes are made, `ROOT/containers/ID/volumes`.
     pub volumes_dir: &'a Path,
+    /// The layers of the images that the request mounts.
+    pub volume_images: &'a [VolumeImage],
     pub host: &'a Host,
 }
 
@@ -134,6 +140,15 @@ pub struct RootfsView {
     pub lower: Vec<PathBuf>,
     pub upper: PathBuf,
     pub work: PathBuf,
+}
+
+/// The image of a mount.
+#[derive(Clone, Debug, Default)]
+pub struct VolumeImage {
+    /// Which of the request's mounts.
+    pub mount: usize,
+    /// The top one first; absolute host paths.
+    pub layers: Vec<PathBuf>,
 }
 
 /// What the plan needs besides the spec.

@@ -12,7 +12,7 @@ use std::{
 
 use oci_spec::runtime::Mount;
 
-use super::{Error, Inputs, Volume, propagation};
+use super::{Error, Inputs, Volume, image_volumes, propagation};
 use crate::proto::cri::{self, ContainerConfig, MountPropagation, NamespaceMode};
 
 const PROC_MAGIC: u64 = 0x9fa0;
@@ -43,6 +43,9 @@ const EXTRA_OPTIONS: [&str; 8] = [
     "nosymfollow",
 ];
 
+/// Of those, the ones that exclude each other.
+const ACCESS_TIMES: [&str; 3] = ["noatime", "relatime", "strictatime"];
+
 /// The mounts of a container.
 #[derive(Debug)]
 pub(super) struct Mounts {
@@ -57,7 +60,8 @@ pub(super) fn mounts(inputs: &Inputs<'_>, warnings: &mut Vec<String>) -> Result<
         .request
         .mounts
         .iter()
-        .map(|m| requested(m, inputs, warnings))
+        .enumerate()
+        .map(|(index, m)| requested(index, m, inputs, warnings))
         .collect::<Result<Vec<_>, _>>()?;
     let rootfs_propagation = asked.iter().filter_map(|a| a.rootfs_propagation).min();
     let mut rest: Vec<Mount> = asked.into_iter().map(|a| a.mount).collect();
@@ -169,12 +173,19 @@ struct Requested {
 
 /// One mount of the request.
 fn requested(
+    index: usize,
     asked: &cri::Mount,
     inputs: &Inputs<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<Requested, Error> {
     let field = |name: &str| format!("mounts[{:?}].{name}", asked.container_path);
     refuse(asked)?;
+    if asked.image.is_some() {
+        return Ok(Requested {
+            mount: image_volumes::requested(index, asked, inputs)?,
+            rootfs_propagation: None,
+        });
+    }
     let target = target_of(&asked.container_path)
         .map_err(|message| Error::invalid(field("container_path"), message))?;
     let source = Path::new(&asked.host_path);
@@ -221,17 +232,7 @@ fn requested(
         (true, true) => "rro",
     };
     let mut options = vec!["rbind", flow, access];
-    for option in &asked.mount_options {
-        match EXTRA_OPTIONS.iter().find(|known| *known == option) {
-            Some(known) => options.push(known),
-            None => {
-                return Err(Error::invalid(
-                    field("mount_options"),
-                    format!("{option:?} is none of {}", EXTRA_OPTIONS.join(", ")),
-                ));
-            }
-        }
-    }
+    options.extend(extra_options(asked)?);
     if asked.selinux_relabel && inputs.host.selinux {
         warnings.push(format!(
             "{}: files are not relabelled yet",
@@ -244,16 +245,33 @@ fn requested(
     })
 }
 
+/// The mount_options of a request. Two kinds of access times at once are refused:
+/// one of them would be ignored.
+pub(super) fn extra_options(asked: &cri::Mount) -> Result<Vec<&'static str>, Error> {
+    let wrong = |message: String| {
+        let field = format!("mounts[{:?}].mount_options", asked.container_path);
+        Err(Error::invalid(field, message))
+    };
+    let mut options: Vec<&'static str> = Vec::new();
+    for option in &asked.mount_options {
+        let Some(known) = EXTRA_OPTIONS.iter().find(|known| *known == option) else {
+            return wrong(format!("{option:?} is none of {}", EXTRA_OPTIONS.join(", ")));
+        };
+        let times = options.iter().find(|other| ACCESS_TIMES.contains(other));
+        match times {
+            Some(other) if ACCESS_TIMES.contains(known) && other != known => {
+                return wrong(format!("{known:?} contradicts {other:?}"));
+            }
+            _ => options.push(known),
+        }
+    }
+    Ok(options)
+}
+
 /// What a mount must not ask for.
 fn refuse(asked: &cri::Mount) -> Result<(), Error> {
     let field = |name: &str| format!("mounts[{:?}].{name}", asked.container_path);
-    if asked.image.is_some() {
-        return Err(Error::unsupported(
-            field("image"),
-            "image volumes are not there yet; copy the files in an init container",
-        ));
-    }
-    if !asked.image_sub_path.is_empty() {
+    if asked.image.is_none() && !asked.image_sub_path.is_empty() {
         return Err(Error::invalid(
             field("image_sub_path"),
             "only possible together with image",
@@ -265,6 +283,9 @@ fn refuse(asked: &cri::Mount) -> Result<(), Error> {
             "user namespaces are not there yet; set hostUsers: true in the pod",
         ));
     }
+    if asked.image.is_some() {
+        return image_volumes::check(asked);
+    }
     if !asked.host_path.starts_with('/') || asked.host_path.contains('\0') {
         return Err(Error::invalid(
             field("host_path"),
@@ -275,7 +296,7 @@ fn refuse(asked: &cri::Mount) -> Result<(), Error> {
 }
 
 /// The target of a mount: absolute, without "." and "..", never the root.
-fn target_of(path: &str) -> Result<String, String> {
+pub(super) fn target_of(path: &str) -> Result<String, String> {
     if path.is_empty() || path.contains('\0') {
         return Err(format!("{path:?} is not a path"));
     }
@@ -285,7 +306,7 @@ fn target_of(path: &str) -> Result<String, String> {
     }
 }
 
-fn check_proc(target: &str, source: &Path) -> Result<(), String> {
+pub(super) fn check_proc(target: &str, source: &Path) -> Result<(), String> {
     if target == "/proc" {
         let found = rustix::fs::statfs(source).map_err(|e| format!("statfs {}: {e}", source.display()))?;
         return match u64::try_from(found.f_type) {
@@ -366,6 +387,9 @@ pub fn prepare_host_paths(request: &ContainerConfig) -> Result<Vec<PathBuf>, Err
     let mut made = Vec::new();
     for mount in &request.mounts {
         refuse(mount)?;
+        if mount.image.is_some() {
+            continue;
+        }
         let path = PathBuf::from(&mount.host_path);
         match fs::metadata(&path) {
             Ok(_) => {}

@@ -9,7 +9,7 @@ use oci_spec::runtime::{
     Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxSeccomp, PosixRlimitType, Process, Spec,
 };
 
-use super::{Error, Launch, capability, devices, plan_mounts, process, resources, seccomp_compile};
+use super::{Error, Launch, capability, devices, hooks, plan_mounts, process, resources, seccomp_compile};
 use crate::proto::plan as wire;
 
 /// The plan of a spec.
@@ -59,6 +59,7 @@ pub fn plan(spec: &Spec, launch: &Launch<'_>) -> Result<wire::LaunchPlan, Error>
         stdin: launch.stdin,
         stdin_once: launch.stdin_once,
         sandbox_init: false,
+        hooks: hooks::plan(spec)?,
         rootfs_propagation: propagation(linux.rootfs_propagation().as_deref())?.into(),
     })
 }
@@ -277,7 +278,6 @@ fn rlimit(kind: PosixRlimitType) -> u32 {
 fn refuse(spec: &Spec, linux: &Linux, process: &Process) -> Result<(), Error> {
     let filled = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let set = [
-        ("hooks", spec.hooks().is_some()),
         (
             "domainname",
             spec.domainname().as_ref().is_some_and(|name| !name.is_empty()),

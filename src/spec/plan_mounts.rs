@@ -4,7 +4,7 @@
 use oci_spec::runtime::Mount;
 
 use super::{
-    Error,
+    Error, image_volumes,
     plan::{absent, propagation, text},
 };
 use crate::proto::plan::{self as wire, mount::Kind};
@@ -43,7 +43,8 @@ pub(super) fn plan(mount: &Mount) -> Result<wire::Mount, Error> {
         (Kind::Bind, _) => return Err(Error::spec(field, "a bind mount needs an absolute source")),
         _ => String::new(),
     };
-    let words = Words::read(kind, options, &field)?;
+    let mut words = Words::read(kind, options, &field)?;
+    let volume = volume(kind, &mut words.data, &field)?;
     Ok(wire::Mount {
         kind: kind.into(),
         target: text(&field, mount.destination())?,
@@ -55,7 +56,34 @@ pub(super) fn plan(mount: &Mount) -> Result<wire::Mount, Error> {
         bind_recursive: words.rbind,
         propagation: words.propagation.into(),
         data: words.data,
+        lower: volume.lower,
+        sub_path: volume.sub_path,
     })
+}
+
+/// Layers, and the part of them that is mounted.
+#[derive(Default)]
+struct Volume {
+    lower: Vec<String>,
+    sub_path: String,
+}
+
+fn volume(kind: Kind, data: &mut Vec<String>, field: &str) -> Result<Volume, Error> {
+    let mut volume = Volume::default();
+    if kind != Kind::Overlay {
+        return Ok(volume);
+    }
+    for option in data.drain(..) {
+        match option.split_once('=') {
+            Some((image_volumes::LOWER, layers)) => volume.lower = image_volumes::layers(layers),
+            Some((image_volumes::SUB_PATH, path)) => path.clone_into(&mut volume.sub_path),
+            _ => return Err(Error::spec(field, format!("option {option:?} has no value"))),
+        }
+    }
+    match volume.lower.as_slice() {
+        [] => Err(Error::spec(field, "an overlay needs lowerdir")),
+        _ => Ok(volume),
+    }
 }
 
 fn kind(mount: &Mount, options: &[String], field: &str) -> Result<Kind, Error> {
@@ -69,6 +97,7 @@ fn kind(mount: &Mount, options: &[String], field: &str) -> Result<Kind, Error> {
         "tmpfs" => Ok(Kind::Tmpfs),
         "devpts" => Ok(Kind::Devpts),
         "mqueue" => Ok(Kind::Mqueue),
+        "overlay" => Ok(Kind::Overlay),
         "cgroup" | "cgroup2" => Ok(Kind::Cgroup),
         other => Err(absent(&format!("{field}.type {other:?}"))),
     }
@@ -190,6 +219,7 @@ fn is_data(kind: Kind, option: &str) -> bool {
         ],
         Kind::Devpts => &["newinstance", "ptmxmode", "mode", "uid", "gid", "max"],
         Kind::Proc => &["hidepid", "gid", "subset"],
+        Kind::Overlay => &[image_volumes::LOWER, image_volumes::SUB_PATH],
         Kind::Bind | Kind::Sysfs | Kind::Mqueue | Kind::Cgroup => &[],
     };
     known.contains(&key)

@@ -43,6 +43,17 @@ pub fn close_all_but(keep: &[RawFd]) -> Result<(), Errno> {
     close_range(first, libc::c_uint::MAX)
 }
 
+/// Every descriptor from 3 on is closed when this process executes something else.
+///
+/// # Errors
+/// Those of close_range(2); the flag needs Linux 5.11.
+pub fn close_at_exec() -> Result<(), Errno> {
+    let (first, last): (libc::c_uint, _) = (3, libc::c_uint::MAX);
+    // SAFETY: takes integers; only flags of descriptors change.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) })?;
+    Ok(())
+}
+
 fn close_range(first: libc::c_uint, last: libc::c_uint) -> Result<(), Errno> {
     // SAFETY: takes integers; the callers document that the descriptors are given up.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) })?;

@@ -24,6 +24,7 @@ pub(crate) fn host() -> Host {
         oom_score_adj_min: -1000,
         nofile: (1_048_576, 1_048_576),
         seccomp_profile_root: "/var/lib/kubelet/seccomp".into(),
+        cdi_spec_dirs: Vec::new(),
     }
 }
 
@@ -36,6 +37,7 @@ pub(crate) struct Case {
     pub passwd: String,
     pub group: String,
     pub host: Host,
+    pub volume_images: Vec<super::VolumeImage>,
 }
 
 /// 64 hex digits.
@@ -96,6 +98,7 @@ impl Case {
             },
             passwd: "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n".into(),
             group: "root:x:0:\napp:x:1000:\nextra:x:2000:app\n".into(),
+            volume_images: Vec::new(),
             host: host(),
         }
     }
@@ -124,6 +127,7 @@ impl Case {
             rootfs: &self.rootfs,
             read_image_file: &read,
             volumes_dir: &PathBuf::from("/containers/c/volumes"),
+            volume_images: &self.volume_images,
             host: &self.host,
         })
     }

@@ -190,7 +190,7 @@ fn what_is_refused() {
         ),
         (
             "image",
-            Kind::Unimplemented,
+            Kind::InvalidArgument,
             Box::new(|m| m.image = Some(ImageSpec::default())),
         ),
         (
