@@ -91,7 +91,7 @@ async fn memory_of_one_that_allocates() -> Result {
     let id = client.run(&pod, config).await?;
     let before = stats(client, &id).await?.memory.context("memory")?;
     // dd keeps a block of that size, and waits for the rest of its input.
-    let eats = "(sleep 1000 | dd bs=40M of=/dev/null iflag=fullblock) & x=$(head -c 30000000 /dev/zero | tr '\\0' x); sleep 1000";
+    let eats = "(sleep 1000 | dd bs=40M of=/dev/null iflag=fullblock) & x=$(head -c 30000000 /dev/zero | tr '\\0' x); sleep 1000; :";
     let runtime = client.clone();
     let eater = {
         let (runtime, id) = (runtime.clone(), id.clone());

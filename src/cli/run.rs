@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     Client, Error,
@@ -67,15 +67,17 @@ pub async fn run(mut client: Client, args: Box<Run>) -> Result<u8, Error> {
     };
     let logs = log_folder(&args.log_dir, &format!("{name}_{uid}"))?;
     let pod = pod_config(&args, &name, &uid, &logs);
+    // Before anything is made: an interrupt from now on stops what will run.
+    let signals = (!args.detach).then(Signals::listen).transpose()?;
     let made = Box::pin(start(&mut client, &args, &name, pod, image)).await;
     let container = made.inspect_err(|_| {
         let _ = fs::remove_dir_all(&logs);
     })?;
-    if args.detach {
+    let Some(signals) = signals else {
         table::print(&format!("{}\n", container.id))?;
         return Ok(0);
-    }
-    let code = attend(&mut client, &container.id).await;
+    };
+    let code = attend(&mut client, &container.id, signals).await;
     if args.rm {
         remove_one(&mut client, &container).await?;
     }
@@ -147,36 +149,46 @@ async fn start_in(
 }
 
 /// Prints what the container writes until it exits; a signal stops it.
-async fn attend(client: &mut Client, id: &str) -> Result<u8, Error> {
+async fn attend(client: &mut Client, id: &str, signals: Signals) -> Result<u8, Error> {
     let log = status(client, id).await?.log_path;
     let mut follower = Follower::open(PathBuf::from(log))?;
     let mut printer = Printer::default();
-    let stopping = stop_at_signal(client.clone(), id);
+    let stopping = stop_at_signal(client.clone(), id, signals);
     tokio::select! {
         printed = print_until_exit(client, id, &mut follower, &mut printer) => printed?,
-        failed = stopping => return Err(failed),
+        () = stopping => {}
     }
     Ok(exit_code(status(client, id).await?.exit_code))
 }
 
-/// Never ends but with an error: the exit is seen by who prints.
-async fn stop_at_signal(client: Client, id: &str) -> Error {
-    let handler = |kind| {
-        signal(kind).map_err(|source| Error::Io {
-            step: "install a signal handler",
-            source,
-        })
-    };
-    let (mut interrupt, mut terminate) =
-        match (handler(SignalKind::interrupt()), handler(SignalKind::terminate())) {
-            (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
-            (Err(error), _) | (_, Err(error)) => return error,
+/// SIGINT and SIGTERM, heard from when it is made.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals, Error> {
+        let handler = |kind| {
+            signal(kind).map_err(|source| Error::Io {
+                step: "install a signal handler",
+                source,
+            })
         };
+        Ok(Signals {
+            interrupt: handler(SignalKind::interrupt())?,
+            terminate: handler(SignalKind::terminate())?,
+        })
+    }
+}
+
+/// Never ends: the exit is seen by who prints.
+async fn stop_at_signal(client: Client, id: &str, mut signals: Signals) {
     let mut grace = GRACE;
     loop {
         tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
+            _ = signals.interrupt.recv() => {}
+            _ = signals.terminate.recv() => {}
         }
         // Not awaited here, so that a second signal is heard meanwhile.
         let (mut client, id) = (client.clone(), id.to_owned());

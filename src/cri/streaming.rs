@@ -214,7 +214,7 @@ impl Console {
         rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK)?;
         #[expect(
             deprecated,
-            reason = "its successor is unsafe for who may own no descriptor; an OwnedFd does"
+            reason = "its successor wants a promise that the descriptor is owned, which OwnedFd is already"
         )]
         let registered = AsyncFd::new(master)?;
         Ok(Console(Arc::new(registered)))

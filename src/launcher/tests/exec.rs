@@ -9,7 +9,8 @@ fn an_exec_is_in_the_container_in_every_respect() {
     if !possible() {
         return;
     }
-    let running = Container::new("echo here > /tmp/mark; echo up; sleep 100").start();
+    let container = Container::new("echo here > /tmp/mark; echo up; sleep 100");
+    let running = container.start();
     assert_eq!(running.line(), "up");
     let script =
         "for n in pid net mnt ipc uts cgroup; do readlink /proc/self/ns/$n; done; cat /proc/self/cgroup";
@@ -39,7 +40,8 @@ fn the_cgroup_of_an_exec_kills_what_ran_away() {
     if !possible() {
         return;
     }
-    let running = Container::new("echo up; sleep 100").start();
+    let container = Container::new("echo up; sleep 100");
+    let running = container.start();
     assert_eq!(running.line(), "up");
     let before = running.init.cgroup.pids().unwrap();
     let script = "(busybox setsid sleep 100 &) ; (busybox setsid sh -c 'sleep 100 & sleep 100' &); echo ready; sleep 100";
@@ -73,7 +75,8 @@ fn an_exec_into_an_ended_container_says_so() {
     if !possible() {
         return;
     }
-    let running = Container::new("true").start();
+    let container = Container::new("true");
+    let running = container.start();
     assert_eq!(running.wait(), 0);
     let error = running.try_exec("late", &process("true")).map(drop).unwrap_err();
     assert!(target_is_gone(&error), "{error}");
@@ -84,7 +87,8 @@ fn an_exec_may_have_a_terminal() {
     if !possible() {
         return;
     }
-    let running = Container::new("echo up; sleep 100").start();
+    let container = Container::new("echo up; sleep 100");
+    let running = container.start();
     assert_eq!(running.line(), "up");
     let mut wanted = process("readlink /proc/self/fd/1; busybox stty size");
     (wanted.terminal, wanted.console_width, wanted.console_height) = (true, 81, 25);

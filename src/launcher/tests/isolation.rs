@@ -35,7 +35,8 @@ fn no_descriptor_leaks_into_a_container() {
     container.process().args = ["/bin/ls", "-1", "/proc/self/fd/"].map(String::from).to_vec();
     // 3 is the folder that ls itself reads.
     assert_eq!(container.run(), ("0\n1\n2\n3\n".into(), 0));
-    let running = Container::new("echo up; sleep 100").start();
+    let container = Container::new("echo up; sleep 100");
+    let running = container.start();
     assert_eq!(running.line(), "up");
     assert_eq!(
         running.exec("fds", "ls -1 /proc/self/fd/"),
