@@ -296,7 +296,9 @@ impl Container {
     /// Records the exit, once; a second one is ignored. Returns whether it was the first.
     pub fn record_exit(&self, store: &Store, exit: Exit) -> Result<bool, Error> {
         let done = self.advance(store, ContainerEvent::Exited, |record| {
-            if record.started_at == 0 {
+            // Ours is of the moment when the shim had answered: one that ended at
+            // once would have ended before it began.
+            if record.started_at == 0 || record.started_at > exit.finished_at {
                 record.started_at = exit.started_at;
             }
             record.pid = 0;
