@@ -30,6 +30,10 @@ use crate::proto::{plan, task};
 /// may hold the pipe for a year.
 const DRAIN: Duration = Duration::from_millis(500);
 
+/// How long a command that was killed for its time-out may take to end before the
+/// client is told of the time-out all the same.
+const DYING: Duration = Duration::from_secs(5);
+
 /// How long a verb of an exec may take; its start reads from any disk.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -196,9 +200,22 @@ impl Shim {
                 Some(after) => match tokio::time::timeout(after, ended).await {
                     Ok(code) => code?,
                     Err(_) => {
-                        exec.kill_all().await?;
-                        exec.exit_code().await?;
-                        exec.forget().await;
+                        let dying = async {
+                            exec.kill_all().await?;
+                            exec.exit_code().await.map(drop)
+                        };
+                        match tokio::time::timeout(DYING, dying).await {
+                            Ok(Ok(())) => exec.forget().await,
+                            // A process in an uninterruptible call, or a shim that is slow to
+                            // say so: dropping the exec goes on with the killing, and the
+                            // client is told in time.
+                            Ok(Err(error)) => return Err(error),
+                            Err(_) => tracing::error!(
+                                container = self.id(),
+                                command = ?process.args,
+                                "a command over its time was killed and has not ended yet"
+                            ),
+                        }
                         return Err(Error::ExecTimeout {
                             id: self.id().into(),
                             command: process.args.join(" "),
