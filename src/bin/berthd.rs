@@ -30,7 +30,7 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long calls under way may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -103,6 +103,8 @@ fn run(flags: &Flags) -> Result<()> {
 }
 
 async fn serve(flags: &Flags, config: Config) -> Result<()> {
+    // First of all: whoever is told that we are ready may stop us at once.
+    let mut signals = Signals::listen()?;
     let socket = server::socket_path(&flags.address)?;
     let paths = Paths {
         root: absolute(&flags.root)?,
@@ -173,7 +175,7 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
     });
     tokio::select! {
         ended = &mut serving => return Ok(ended??),
-        () = shutdown() => {}
+        () = signals.shutdown() => {}
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     tracing::info!("stopping: calls under way are finished, containers run on");
@@ -195,21 +197,33 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
     Ok(())
 }
 
-/// SIGTERM or SIGINT. SIGHUP is survived: nothing can be reloaded yet, and it is said.
-async fn shutdown() {
-    let listen = |kind| signal(kind).map_err(|error| tracing::error!(%error, "listen for a signal"));
-    let (Ok(mut term), Ok(mut int), Ok(mut hup)) = (
-        listen(SignalKind::terminate()),
-        listen(SignalKind::interrupt()),
-        listen(SignalKind::hangup()),
-    ) else {
-        return std::future::pending().await;
-    };
-    loop {
-        tokio::select! {
-            _ = term.recv() => return,
-            _ = int.recv() => return,
-            _ = hup.recv() => tracing::warn!("SIGHUP: the configuration is read at the start only; restart to apply it"),
+/// The signals that concern berthd, heard from when this is made.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn listen() -> Result<Signals> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+
+    /// SIGTERM or SIGINT. SIGHUP is survived: nothing can be reloaded yet, and it is said.
+    async fn shutdown(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => tracing::warn!(
+                    "SIGHUP: the configuration is read at the start only; restart to apply it"
+                ),
+            }
         }
     }
 }
