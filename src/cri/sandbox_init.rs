@@ -99,7 +99,15 @@ pub async fn recover(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
             watch(sandbox, &shim);
             *sandbox.init.lock().await = Some((shim, pid));
         }
-        Err(error) => tracing::warn!(sandbox = %sandbox.id, %error, "the init of the pod is gone"),
+        Err(error) => {
+            tracing::warn!(sandbox = %sandbox.id, %error, "the init of the pod is not there");
+            // One that is gone for good is forgotten; one that is slow may come back.
+            if error.is_gone()
+                && let Err(left) = end(node, sandbox).await
+            {
+                tracing::error!(sandbox = %sandbox.id, %left, "forget the init of the pod");
+            }
+        }
     }
 }
 
