@@ -90,6 +90,8 @@ async fn every_client_sees_the_output_and_the_container_goes_on_without_them() {
     drop(one);
     two.stdin.write_all(b"2\n").await.unwrap();
     assert_eq!(read(&mut two.stdout, 6).await, "out 2\n");
+    // All of it, or the next client sees what comes after it has attached.
+    assert_eq!(read(two.stderr.as_mut().unwrap(), 6).await, "err 2\n");
     drop(two);
 
     // As after berthd was started anew.
