@@ -216,7 +216,9 @@ impl Sandbox {
         event: SandboxEvent,
         change: impl FnOnce(&mut SandboxRecord),
     ) -> Result<(), Error> {
-        let state = self.state();
+        // One lock for the look and the change: of two that stop, the second sees it.
+        let mut inner = self.inner();
+        let state = inner.record.state;
         let Some(next) = state.next(event) else {
             return Err(Error::State {
                 what: "sandbox",
@@ -225,10 +227,12 @@ impl Sandbox {
                 state: state.name(),
             });
         };
-        self.update(store, |record| {
-            record.state = next;
-            change(record);
-        })
+        let mut record = inner.record.clone();
+        record.state = next;
+        change(&mut record);
+        store.put_sandbox(&self.row(&record, &inner.config)?)?;
+        inner.record = record;
+        Ok(())
     }
 
     /// Records a sandbox that is new.
