@@ -221,6 +221,10 @@ impl Bridge {
             // A pod must not become the node's router by an advertisement
             // (CVE-2020-10749).
             write_sysctl(&of_bridge("ipv6", "accept_ra"), "0")?;
+            // While its link-local address is tentative (RFC 4862: up to 2 s) a bridge
+            // asks for no neighbour, and what comes from outside never reaches the
+            // first pod. Its hardware address is its own: there is nothing to detect.
+            write_sysctl(&of_bridge("ipv6", "accept_dad"), "0")?;
             uplink::forward_v6(netlink)?;
         }
         Ok(())
