@@ -19,7 +19,7 @@ ifneq ($(SUDO),)
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: run test build release shim deps fmt clippy tests
+.PHONY: run test build release shim deps fmt clippy tests vm
 
 run: deps release
 	$(SUDO) env BERTH_BIN=$(CURDIR)/$(DEMO_BIN) target/release/demo
@@ -56,6 +56,12 @@ fmt:
 clippy:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -p berth --no-default-features --bin berth-shim --lib -- -D warnings
+
+# The stories again, in a machine with cgroup v2 and systemd (about 6 minutes).
+vm: deps build
+	@command -v mmdebstrap mke2fs >/dev/null || \
+		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mmdebstrap e2fsprogs
+	$(SUDO) -E e2e/vm/stories
 
 tests: build
 	$(CARGO) test --workspace --no-fail-fast

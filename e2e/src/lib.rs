@@ -13,6 +13,7 @@ pub mod client;
 pub mod http;
 pub mod images;
 pub mod kernel;
+pub mod machine;
 pub mod node;
 pub mod proxy;
 pub mod registry;

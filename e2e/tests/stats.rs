@@ -95,10 +95,10 @@ async fn memory_of_one_that_allocates() -> Result {
     let runtime = client.clone();
     let eater = {
         let (runtime, id) = (runtime.clone(), id.clone());
-        tokio::spawn(async move { runtime.exec_within(&id, &["sh", "-c", eats], 6).await })
+        tokio::spawn(async move { runtime.exec_within(&id, &["sh", "-c", eats], 60).await })
     };
     let mut after = before;
-    for _ in 0..50 {
+    for _ in 0..500 {
         tokio::time::sleep(Duration::from_millis(100)).await;
         after = stats(client, &id).await?.memory.context("memory")?;
         if value(&after.usage_bytes) > value(&before.usage_bytes) + (25 << 20) {
@@ -119,6 +119,8 @@ async fn memory_of_one_that_allocates() -> Result {
         (128 << 20) - value(&after.working_set_bytes)
     );
     assert!(value(&after.working_set_bytes) <= value(&after.usage_bytes) && after.timestamp > 0);
+    // The exec ends with its container.
+    client.stop(&id, 0).await?;
     let _ = eater.await?;
     story.finish().await
 }
