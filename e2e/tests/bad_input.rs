@@ -226,22 +226,3 @@ async fn a_command_that_is_not_there() -> Result {
     }
     story.finish().await
 }
-
-#[tokio::test]
-async fn what_later_versions_bring_says_its_name() -> Result {
-    let story = Story::begin().await?;
-    if story.node.is_peer() {
-        eprintln!("skipped: this is about Berth");
-        return story.finish().await;
-    }
-    let mut runtime = story.client.runtime.clone();
-    let error = runtime
-        .checkpoint_pod(cri::CheckpointPodRequest::default())
-        .await
-        .unwrap_err();
-    assert!(
-        error.code() != Code::Unimplemented || error.message().contains("CheckpointPod"),
-        "{error}"
-    );
-    story.finish().await
-}

@@ -34,8 +34,9 @@ pub enum Error {
         kind: Kind,
         message: String,
     },
-    #[error("{rpc} is not there yet; it comes with a later version of berth")]
-    Unimplemented { rpc: &'static str },
+    /// Right as it is asked, and nothing that this version does.
+    #[error("{rpc}: {what} are not there yet; a later version of berth brings them")]
+    NotYet { rpc: &'static str, what: &'static str },
     /// A module below failed at a step.
     #[error("{what} {id}: {step}: {source}")]
     Step {
@@ -85,7 +86,7 @@ impl HasKind for Error {
             Error::Invalid { .. } => Kind::InvalidArgument,
             Error::Exists { .. } => Kind::AlreadyExists,
             Error::Wrong { kind, .. } | Error::Step { kind, .. } => *kind,
-            Error::Unimplemented { .. } => Kind::Unimplemented,
+            Error::NotYet { .. } => Kind::FailedPrecondition,
             Error::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
                     Kind::ResourceExhausted

@@ -7,6 +7,7 @@
 
 mod bundle;
 mod cgroup_parents;
+mod checkpoint;
 mod container_attach;
 mod container_create;
 mod container_events;

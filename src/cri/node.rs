@@ -10,6 +10,7 @@ use crate::{
     config::Config,
     image::Images,
     instance::Instance,
+    kind::Kind,
     network::Network,
     pod::{Events, Operations, Pods, Stage},
     runtime::ShimBinary,
@@ -89,9 +90,17 @@ impl Node {
         Ok(done?)
     }
 
-    /// The handler that a request names; empty is the default one.
-    pub fn knows_handler(&self, name: &str) -> bool {
-        name.is_empty() || name == "berth" || self.config.runtimes.contains_key(name)
+    /// The handler that a request names must be there; empty is the default one.
+    pub fn check_handler(&self, name: &str) -> Result<(), Error> {
+        if name.is_empty() || name == "berth" || self.config.runtimes.contains_key(name) {
+            return Ok(());
+        }
+        Err(Error::Wrong {
+            what: "runtime handler",
+            id: name.into(),
+            kind: Kind::NotFound,
+            message: "is not configured: add [runtimes.NAME] to the configuration, or ask for another".into(),
+        })
     }
 
     /// The cgroup below which the containers of a pod are made.

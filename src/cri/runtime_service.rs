@@ -1,17 +1,15 @@
-//! RuntimeService: each method hands its request to the verb's own file. Methods
-//! that a later version brings answer UNIMPLEMENTED and say their name.
+//! RuntimeService: each method hands its request to the verb's own file.
 
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
 use super::{
-    Node, container_attach, container_create,
+    Node, checkpoint, container_attach, container_create,
     container_events::{self, EventStream},
     container_exec, container_list, container_log, container_remove, container_start, container_stats,
     container_status, container_stop, container_update,
     deadline::limit,
-    error::Error,
     metric_descriptors, metrics, runtime_config, runtime_status, runtime_version, sandbox_list,
     sandbox_portforward, sandbox_remove, sandbox_run, sandbox_stats, sandbox_status, sandbox_stop,
     sandbox_update,
@@ -28,10 +26,6 @@ pub struct RuntimeApi {
     pub node: Arc<Node>,
     /// Where the streaming server is.
     pub urls: Urls,
-}
-
-fn later<T>(rpc: &'static str) -> Result<Response<T>, Status> {
-    Err(Error::Unimplemented { rpc }.into())
 }
 
 #[tonic::async_trait]
@@ -310,23 +304,26 @@ impl RuntimeService for RuntimeApi {
 
     async fn checkpoint_container(
         &self,
-        _: Request<cri::CheckpointContainerRequest>,
+        request: Request<cri::CheckpointContainerRequest>,
     ) -> Result<Response<cri::CheckpointContainerResponse>, Status> {
-        later("CheckpointContainer")
+        let request = request.into_inner();
+        Ok(Response::new(checkpoint::container(&self.node, &request)?))
     }
 
     async fn checkpoint_pod(
         &self,
-        _: Request<cri::CheckpointPodRequest>,
+        request: Request<cri::CheckpointPodRequest>,
     ) -> Result<Response<cri::CheckpointPodResponse>, Status> {
-        later("CheckpointPod")
+        let request = request.into_inner();
+        Ok(Response::new(checkpoint::pod(&self.node, &request)?))
     }
 
     async fn restore_pod(
         &self,
-        _: Request<cri::RestorePodRequest>,
+        request: Request<cri::RestorePodRequest>,
     ) -> Result<Response<cri::RestorePodResponse>, Status> {
-        later("RestorePod")
+        let request = request.into_inner();
+        Ok(Response::new(checkpoint::restore(&self.node, &request)?))
     }
 
     type GetContainerEventsStream = EventStream;

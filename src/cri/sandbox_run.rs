@@ -95,15 +95,7 @@ struct Asked {
 
 impl Asked {
     fn check(node: &Node, config: &cri::PodSandboxConfig, handler: &str) -> Result<Asked, Error> {
-        if !node.knows_handler(handler) {
-            return Err(Error::Wrong {
-                what: "runtime handler",
-                id: handler.into(),
-                kind: Kind::NotFound,
-                message: "is not configured: add [runtimes.NAME] to the configuration, or ask for another"
-                    .into(),
-            });
-        }
+        node.check_handler(handler)?;
         let linux = config.linux.clone().unwrap_or_default();
         let options = linux
             .security_context
