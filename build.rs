@@ -21,6 +21,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         tonic_prost_build::configure()
             .build_server(true)
             .build_client(true)
+            // Verbose statuses show requests as JSON, with the interface's names.
+            .type_attribute(".runtime.v1", "#[derive(serde::Serialize)]")
+            .field_attribute(
+                "ContainerConfig.CDI_devices",
+                "#[serde(rename = \"CDI_devices\")]",
+            )
+            .field_attribute("Mount.uidMappings", "#[serde(rename = \"uidMappings\")]")
+            .field_attribute("Mount.gidMappings", "#[serde(rename = \"gidMappings\")]")
             .compile_fds(cri)?;
     }
     #[cfg(not(feature = "agent"))]

@@ -214,3 +214,35 @@ pub fn files(root: &Path) -> BTreeSet<String> {
     }
     found
 }
+
+/// A file of a process's cgroup, in the first hierarchy that has one of these names
+/// (as v1 and v2 call it). None: the kernel has no such file.
+pub fn cgroup_file(pid: u32, names: &[&str]) -> Result<Option<String>> {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    let own: BTreeSet<&str> = table
+        .lines()
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .collect();
+    for root in hierarchies()? {
+        for path in &own {
+            let folder = root.join(path.trim_start_matches('/'));
+            let found = names
+                .iter()
+                .find_map(|name| fs::read_to_string(folder.join(name)).ok());
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The number behind a key of such a file; the whole file when the key is empty.
+pub fn number_of(text: &str, key: &str) -> Option<u64> {
+    if key.is_empty() {
+        return text.trim().parse().ok();
+    }
+    let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+    let (_, value) = lines.find(|(name, _)| *name == key)?;
+    value.trim().parse().ok()
+}

@@ -4,8 +4,12 @@ use std::collections::HashMap;
 
 use serde_json::json;
 
-use super::{bundle, error::Error, node::Node};
-use crate::{pod::Container, proto::cri};
+use super::{bundle, error::Error, node::Node, request_json::request_json};
+use crate::{
+    pod::{Container, ContainerRecord, ContainerState},
+    proto::cri,
+    spec::signal_of,
+};
 
 pub fn status(
     node: &Node,
@@ -45,6 +49,7 @@ pub fn render(container: &Container) -> cri::ContainerStatus {
         gid: record.gid.into(),
         supplemental_groups: record.groups.iter().map(|g| i64::from(*g)).collect(),
     };
+    let stop_signal = stop_signal(&config, &record);
     cri::ContainerStatus {
         id: container.id.clone(),
         metadata: config.metadata.clone(),
@@ -67,11 +72,20 @@ pub fn render(container: &Container) -> cri::ContainerStatus {
         }),
         image_id: record.image_id,
         user: Some(cri::ContainerUser { linux: Some(user) }),
-        stop_signal: config.stop_signal,
+        stop_signal,
     }
 }
 
-/// Verbose: what people look for when a container is in trouble.
+/// The signal that stops it, whoever named it: the request, the image, or nobody.
+fn stop_signal(config: &cri::ContainerConfig, record: &ContainerRecord) -> i32 {
+    match config.stop_signal() {
+        cri::Signal::RuntimeDefault => signal_of(record.stop_signal).into(),
+        asked => asked.into(),
+    }
+}
+
+/// Verbose: what people look for when a container is in trouble, under the names
+/// that tools know from containerd.
 fn info(node: &Node, container: &Container) -> HashMap<String, String> {
     let record = container.record();
     // The bundle is gone after a reboot: then there is no spec to show.
@@ -79,10 +93,13 @@ fn info(node: &Node, container: &Container) -> HashMap<String, String> {
     let info = json!({
         "sandboxID": container.sandbox,
         "pid": record.pid,
+        "removing": record.state == ContainerState::Removing,
         "state": record.state.name(),
         "cgroup": record.cgroup,
         "bundle": node.paths.bundle(&container.id),
         "rootfs": node.paths.container(&container.id),
+        "runtimeType": "berth",
+        "config": request_json(&*container.config()),
         "runtimeSpec": spec,
     });
     HashMap::from([("info".to_owned(), info.to_string())])

@@ -35,6 +35,7 @@ mod metric_values;
 mod metrics;
 mod node;
 mod recover;
+mod request_json;
 mod runtime_config;
 mod runtime_service;
 mod runtime_status;

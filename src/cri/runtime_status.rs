@@ -8,14 +8,17 @@ use super::{error::Error, node::Node};
 use crate::proto::cri;
 
 pub fn status(node: &Node, request: &cri::StatusRequest) -> Result<cri::StatusResponse, Error> {
-    let conditions = vec![runtime(node), network(node)];
+    let network = network(node);
+    let info = if request.verbose {
+        info(node, &network)
+    } else {
+        HashMap::new()
+    };
     Ok(cri::StatusResponse {
-        status: Some(cri::RuntimeStatus { conditions }),
-        info: if request.verbose {
-            info(node)
-        } else {
-            HashMap::new()
-        },
+        status: Some(cri::RuntimeStatus {
+            conditions: vec![runtime(node), network],
+        }),
+        info,
         runtime_handlers: handlers(node),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
@@ -70,7 +73,9 @@ fn handlers(node: &Node) -> Vec<cri::RuntimeHandler> {
     names.into_iter().map(handler).collect()
 }
 
-fn info(node: &Node) -> HashMap<String, String> {
+/// Verbose, under the names that tools know from containerd: the configuration, and
+/// how the CNI folder is.
+fn info(node: &Node, network: &cri::RuntimeCondition) -> HashMap<String, String> {
     let config = json!({
         "rootDir": node.paths.root,
         "stateDir": node.paths.state,
@@ -80,5 +85,14 @@ fn info(node: &Node) -> HashMap<String, String> {
         "containers": node.pods.containers().len(),
         "operations": format!("{:?}", node.operations),
     });
-    HashMap::from([("config".to_owned(), config.to_string())])
+    let cni = json!({
+        "PluginDirs": node.config.network.cni_bin_dirs,
+        "PluginConfDir": node.config.network.cni_conf_dir,
+    });
+    let loaded = if network.status { "OK" } else { &network.message };
+    HashMap::from([
+        ("config".to_owned(), config.to_string()),
+        ("cniconfig".to_owned(), cni.to_string()),
+        ("lastCNILoadStatus".to_owned(), json!(loaded).to_string()),
+    ])
 }

@@ -1,12 +1,13 @@
 //! PodSandboxStatus.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::PathBuf};
 
 use serde_json::json;
 
-use super::{container_status, error::Error, node::Node, sandbox_update};
+use super::{container_status, error::Error, node::Node, request_json::request_json, sandbox_update};
 use crate::{
-    pod::{ContainerState, Sandbox, now},
+    network::stats::DEFAULT_LINK,
+    pod::{ContainerState, Sandbox, SandboxRecord, now},
     proto::cri,
 };
 
@@ -66,11 +67,13 @@ pub fn render(sandbox: &Sandbox) -> cri::PodSandboxStatus {
     }
 }
 
-/// Verbose: what people look for when a pod is in trouble.
+/// Verbose: what people look for when a pod is in trouble, under the names that tools
+/// know from containerd. There is no process but the init of a shared PID namespace.
 fn info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
     let record = sandbox.record();
     let pinned = node.paths.namespaces(&sandbox.id);
     let namespaces: HashMap<_, _> = record.namespaces.iter().map(|n| (n, pinned.join(n))).collect();
+    let net = namespaces.get(&"net".to_owned());
     let init = sandbox
         .init
         .try_lock()
@@ -86,9 +89,41 @@ fn info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
         "cgroupParent": record.cgroup_parent,
         "hostname": record.hostname,
         "runtimeHandler": record.handler,
+        "runtimeType": "berth",
+        "netNamespaceClosed": net.is_some_and(|path| !path.exists()),
+        "config": request_json(&*config),
+        "runtimeSpec": spec(&record, &linux, &namespaces),
+        "cniResult": record.attachment.as_ref().map(|attachment| {
+            let ips: Vec<_> = attachment.ips.iter().map(|ip| json!({"IP": ip})).collect();
+            json!({"Interfaces": {DEFAULT_LINK: {"IPConfigs": ips, "Sandbox": net}}})
+        }),
         "overhead": sandbox_update::describe(linux.overhead.as_ref()),
         "resources": sandbox_update::describe(linux.resources.as_ref()),
         "folder": node.paths.sandbox(&sandbox.id),
     });
     HashMap::from([("info".to_owned(), info.to_string())])
+}
+
+/// What the containers of the pod share, in the words of an OCI spec.
+fn spec(
+    record: &SandboxRecord,
+    linux: &cri::LinuxPodSandboxConfig,
+    namespaces: &HashMap<&String, PathBuf>,
+) -> serde_json::Value {
+    let kind = |name: &str| match name {
+        "net" => "network".to_owned(),
+        name => name.to_owned(),
+    };
+    let namespaces: Vec<_> = namespaces
+        .iter()
+        .map(|(name, path)| json!({"type": kind(name), "path": path}))
+        .collect();
+    json!({
+        "hostname": record.hostname,
+        "linux": {
+            "cgroupsPath": record.cgroup_parent,
+            "namespaces": namespaces,
+            "sysctl": linux.sysctls,
+        },
+    })
 }
