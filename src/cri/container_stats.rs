@@ -5,7 +5,7 @@
 //! has its writable layer, which takes up space until it is removed. One whose
 //! cgroup goes away while it is looked at is left out of lists.
 
-use std::sync::Arc;
+use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
 
 use super::{error::Error, node::Node, sandbox_list::selects};
 use crate::{
@@ -158,10 +158,7 @@ pub fn writable_layer(node: &Node, container: &Container) -> Option<cri::Filesys
     match measured {
         Ok(measured) => Some(cri::FilesystemUsage {
             timestamp: measured.at,
-            // The same file system as that of ImageFsInfo.
-            fs_id: Some(cri::FilesystemIdentifier {
-                mountpoint: node.paths.root.to_string_lossy().into_owned(),
-            }),
+            fs_id: Some(file_system(node)),
             used_bytes: number(measured.bytes),
             inodes_used: number(measured.inodes),
         }),
@@ -171,6 +168,18 @@ pub fn writable_layer(node: &Node, container: &Container) -> Option<cri::Filesys
             }
             None
         }
+    }
+}
+
+/// The file system of the writable layers, as ImageFsInfo has it too: that of the
+/// images, unless a disk of its own is mounted for the containers.
+pub fn file_system(node: &Node) -> cri::FilesystemIdentifier {
+    let (root, containers) = (&node.paths.root, node.paths.root.join("containers"));
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
+    let own = device(&containers).is_some_and(|own| device(root) != Some(own));
+    let mountpoint = if own { &containers } else { root };
+    cri::FilesystemIdentifier {
+        mountpoint: mountpoint.to_string_lossy().into_owned(),
     }
 }
 

@@ -86,13 +86,8 @@ impl ImageService for ImageApi {
 
     async fn image_fs_info(
         &self,
-        request: Request<cri::ImageFsInfoRequest>,
+        _: Request<cri::ImageFsInfoRequest>,
     ) -> Result<Response<cri::ImageFsInfoResponse>, Status> {
-        let request = request.into_inner();
-        Ok(Response::new(
-            image_fs::info(&self.node.images, request)
-                .await
-                .map_err(Error::from)?,
-        ))
+        Ok(Response::new(image_fs::info(&self.node).await?))
     }
 }

@@ -108,8 +108,7 @@ mod tests {
         assert_eq!(list(tag.clone()).await, [image]);
         assert!(list("busybox".into()).await.is_empty());
 
-        let usage = image_fs::info(images, cri::ImageFsInfoRequest {}).await.unwrap();
-        let filesystem = &usage.image_filesystems[0];
+        let filesystem = image_fs::images(images).unwrap();
         assert!(filesystem.timestamp > 0 && filesystem.used_bytes.unwrap().value > 0);
         assert!(std::path::Path::new(&filesystem.fs_id.as_ref().unwrap().mountpoint).exists());
 
