@@ -31,7 +31,7 @@ pub struct Subject {
 pub struct Values {
     labels: [String; m::LABELS.len()],
     /// Nanoseconds since the epoch.
-    at: i64,
+    pub at: i64,
     values: Vec<cri::Metric>,
 }
 
@@ -62,11 +62,16 @@ impl Values {
 
     /// `labels` are those that the metric has of its own.
     pub fn put_with(&mut self, metric: &Metric, labels: &[&str], value: u64) {
+        self.put_of(metric, labels, value, 0);
+    }
+
+    /// With the moment of an earlier measurement; 0, as the interface has it, is now.
+    pub fn put_of(&mut self, metric: &Metric, labels: &[&str], value: u64, measured: i64) {
         debug_assert_eq!(labels.len(), metric.labels.len(), "{}", metric.name);
         let own = labels.iter().map(|label| (*label).to_owned());
         self.values.push(cri::Metric {
             name: metric.name.to_owned(),
-            timestamp: self.at,
+            timestamp: measured,
             metric_type: metric.kind as i32,
             label_values: self.labels.iter().cloned().chain(own).collect(),
             value: number(value),
@@ -261,7 +266,7 @@ mod tests {
                 (metric.label_values[0].as_str(), metric.label_values[5].as_str()),
                 ("c", "p")
             );
-            assert_eq!(metric.timestamp, 5_000_000_000);
+            assert_eq!(metric.timestamp, 0);
         }
         let value = |name: &str| {
             let found = metrics.iter().find(|metric| metric.name == name).unwrap();

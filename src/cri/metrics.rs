@@ -162,14 +162,18 @@ fn file_system(values: &mut Values, node: &Node, container: &Container, disks: &
     let (Ok(whole), Ok(folder)) = (rustix::fs::statvfs(&folder), fs::metadata(&folder)) else {
         return;
     };
-    let layer = container_stats::writable_layer(node, container);
-    let used = layer
-        .and_then(|layer| layer.used_bytes)
-        .map_or(0, |used| used.value);
+    let layer = container_stats::writable_layer(node, container).unwrap_or_default();
+    let used = layer.used_bytes.map_or(0, |used| used.value);
+    // A layer is not walked through at every call.
+    let measured = if layer.timestamp < values.at {
+        layer.timestamp
+    } else {
+        0
+    };
     let device = folder.dev();
     let device = disks.name(rustix::fs::major(device), rustix::fs::minor(device));
     let device: &[&str] = &[&device];
-    values.put_with(m::FS_USAGE, device, used);
+    values.put_of(m::FS_USAGE, device, used, measured);
     values.put_with(m::FS_LIMIT, device, whole.f_blocks.saturating_mul(whole.f_frsize));
     values.put_with(m::FS_INODES, device, whole.f_files);
     values.put_with(m::FS_INODES_FREE, device, whole.f_ffree);
