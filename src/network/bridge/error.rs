@@ -17,6 +17,9 @@ pub enum Error {
     Step(#[from] host::Error),
     #[error("network.subnets: {message}")]
     Config { message: String },
+    /// Of the cluster, not of the configuration.
+    #[error("the node's pod cidr: {message}")]
+    PodCidr { message: String },
     #[error("recorded subnet {subnet:?} cannot be read: remove all pods, or use another root")]
     Recorded { subnet: String },
     #[error("no address of {subnet} is free: remove pods, or give network.subnets a larger one")]
@@ -84,7 +87,7 @@ impl HasKind for Error {
             Error::Recorded { .. } => Kind::DataLoss,
             Error::Exhausted { .. } => Kind::ResourceExhausted,
             Error::PortTaken { .. } => Kind::AlreadyExists,
-            Error::PortFamily { .. } => Kind::InvalidArgument,
+            Error::PortFamily { .. } | Error::PodCidr { .. } => Kind::InvalidArgument,
             Error::Config { .. }
             | Error::NoSubnet
             | Error::NoFamily { .. }

@@ -166,7 +166,10 @@ impl Bridge {
     /// Takes the subnets of the node that the cluster gave (UpdateRuntimeConfig),
     /// separated by commas, from the next time on that no pod is there.
     pub fn set_pod_cidr(&self, text: &str) -> Result<(), Error> {
-        configured(&split(text))?;
+        configured(&split(text)).map_err(|error| match error {
+            Error::Config { message } => Error::PodCidr { message },
+            other => other,
+        })?;
         Ok(self.store.put_setting(POD_CIDR, text)?)
     }
 
