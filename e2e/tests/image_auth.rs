@@ -2,8 +2,10 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use e2e::{
-    Image, Node, Registry, Result, cri,
-    proxy::{Fault, Proxy},
+    Image, Node, Registry, Result,
+    client::spec,
+    cri,
+    proxy::{Fault, IDENTITY, Proxy},
     registry::{PASSWORD, USER},
 };
 use tonic::Code;
@@ -39,13 +41,35 @@ async fn basic() -> Result {
         "the password is told: {error}"
     );
 
-    assert_eq!(client.pull_as(&pushed.tag, by_password()).await?, pushed.id);
+    // The pod that an image is pulled for changes nothing: images are for all of them.
+    let request = cri::PullImageRequest {
+        image: Some(spec(&pushed.tag)),
+        auth: by_password(),
+        sandbox_config: Some(client.pod_config("nobody")),
+    };
+    let answer = client.images.clone().pull_image(request).await?.into_inner();
+    assert_eq!(answer.image_ref, pushed.id);
+    assert!(client.pods(None).await?.is_empty());
     client.remove_image(&pushed.id).await?;
     let encoded = cri::AuthConfig {
         auth: STANDARD.encode(format!("{USER}:{PASSWORD}")),
         ..Default::default()
     };
     assert_eq!(client.pull_as(&pushed.digest, Some(encoded)).await?, pushed.id);
+    client.remove_image(&pushed.id).await?;
+    // Credentials are shown to the server that they are for, and to no other.
+    let for_server = |server: &str| {
+        by_password().map(|auth| cri::AuthConfig {
+            server_address: server.into(),
+            ..auth
+        })
+    };
+    if !node.is_peer() {
+        let error = client.pull_as(&pushed.tag, for_server("registry.example")).await;
+        assert_eq!(error.unwrap_err().code(), Code::Unauthenticated);
+    }
+    let own = format!("http://{}/v2/", registry.host());
+    assert_eq!(client.pull_as(&pushed.tag, for_server(&own)).await?, pushed.id);
     client.remove_image(&pushed.id).await?;
     node.finish().await
 }
@@ -75,5 +99,16 @@ async fn bearer() -> Result {
         assert_eq!(client.pull_as(&name, Some(token)).await?, pushed.id);
         client.remove_image(&pushed.id).await?;
     }
+
+    let identity = |token: &str| {
+        Some(cri::AuthConfig {
+            identity_token: token.into(),
+            ..Default::default()
+        })
+    };
+    let error = client.pull_as(&name, identity("stolen")).await.unwrap_err();
+    assert!(!error.message().contains("stolen"), "the token is told: {error}");
+    assert_eq!(client.pull_as(&name, identity(IDENTITY)).await?, pushed.id);
+    client.remove_image(&pushed.id).await?;
     node.finish().await
 }

@@ -58,6 +58,13 @@ async fn pods() -> Result {
     assert_eq!(list(id(&blue)).await?, set(&[&blue]));
     assert_eq!(list(id(&blue[..12])).await?, set(&[&blue]), "the start of an id");
     assert_eq!(list(id("0123456789ab")).await?, set(&[]));
+    // All that a filter names must hold.
+    let both = |id: &str| cri::PodSandboxFilter {
+        id: id.into(),
+        ..state(cri::PodSandboxState::SandboxReady)
+    };
+    assert_eq!(list(both(&red)).await?, set(&[&red]));
+    assert_eq!(list(both(&blue)).await?, set(&[]));
     story.finish().await
 }
 
@@ -105,7 +112,13 @@ async fn containers() -> Result {
         label_selector: [("color".into(), "red".into())].into(),
         ..Default::default()
     };
-    assert_eq!(list(of_label).await?, set(&[&created]));
+    assert_eq!(list(of_label.clone()).await?, set(&[&created]));
+    // All that a filter names must hold.
+    let elsewhere = cri::ContainerFilter {
+        pod_sandbox_id: second.id.clone(),
+        ..of_label
+    };
+    assert_eq!(list(elsewhere).await?, set(&[]));
     let of_id = cri::ContainerFilter {
         id: exited.clone(),
         ..Default::default()

@@ -2,7 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use e2e::{Result, Story, client::OWNER, cri};
+use e2e::{
+    Image, Result, Story,
+    client::{OWNER, spec},
+    cri,
+    tar::Entry,
+};
 use tonic::{Status, Streaming};
 
 /// All messages of a stream that ends.
@@ -134,5 +139,74 @@ async fn every_item_comes_once_and_the_stream_ends() -> Result {
             .iter()
             .all(|pod| pod.labels.contains_key(OWNER))
     );
+    story.finish().await
+}
+
+/// The filters of the streams are those of the lists.
+#[tokio::test]
+async fn filters_choose_what_is_streamed() -> Result {
+    let mut story = Story::begin().await?;
+    if story.node.is_peer() {
+        eprintln!("skipped: peers do not filter all of these");
+        return story.finish().await;
+    }
+    let other = story
+        .image(Image::busybox().layer(&[Entry::file("x", "")]), "other:1")
+        .await?;
+    let client = &story.client;
+    let mut runtime = client.runtime.clone();
+    let (first, one) = story.sleeper("first").await?;
+    let (second, two) = story.sleeper("second").await?;
+    client.stop(&two, 0).await?;
+    client.stop_pod(&second.id).await?;
+
+    let filter = Some(cri::PodSandboxFilter {
+        state: Some(cri::PodSandboxStateValue {
+            state: cri::PodSandboxState::SandboxNotready.into(),
+        }),
+        ..Default::default()
+    });
+    let request = cri::StreamPodSandboxesRequest { filter };
+    let messages = all(runtime.stream_pod_sandboxes(request).await?.into_inner()).await?;
+    let pods = messages.into_iter().flat_map(|m| m.pod_sandboxes);
+    assert_eq!(pods.map(|pod| pod.id).collect::<Vec<_>>(), [second.id.clone()]);
+
+    let filter = Some(cri::ContainerFilter {
+        pod_sandbox_id: first.id.clone(),
+        ..Default::default()
+    });
+    let request = cri::StreamContainersRequest { filter };
+    let messages = all(runtime.stream_containers(request).await?.into_inner()).await?;
+    let containers = messages.into_iter().flat_map(|m| m.containers);
+    assert_eq!(containers.map(|c| c.id).collect::<Vec<_>>(), [one.clone()]);
+
+    let filter = Some(cri::ContainerStatsFilter {
+        id: two.clone(),
+        ..Default::default()
+    });
+    let request = cri::StreamContainerStatsRequest { filter };
+    let messages = all(runtime.stream_container_stats(request).await?.into_inner()).await?;
+    let stats = messages.into_iter().flat_map(|m| m.container_stats);
+    let ids: Vec<_> = stats.filter_map(|s| Some(s.attributes?.id)).collect();
+    assert_eq!(ids, [two]);
+
+    for (id, count) in [(&first.id, 1), (&second.id, 0)] {
+        let filter = Some(cri::PodSandboxStatsFilter {
+            id: id.clone(),
+            ..Default::default()
+        });
+        let request = cri::StreamPodSandboxStatsRequest { filter };
+        let messages = all(runtime.stream_pod_sandbox_stats(request).await?.into_inner()).await?;
+        let stats = messages.into_iter().flat_map(|m| m.pod_sandbox_stats);
+        assert_eq!(stats.count(), count, "only pods that are ready");
+    }
+
+    let filter = Some(cri::ImageFilter {
+        image: Some(spec(&other.tag)),
+    });
+    let request = cri::StreamImagesRequest { filter };
+    let stream = client.images.clone().stream_images(request).await?;
+    let images = all(stream.into_inner()).await?.into_iter().flat_map(|m| m.images);
+    assert_eq!(images.map(|image| image.id).collect::<Vec<_>>(), [other.id]);
     story.finish().await
 }
