@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use e2e::{Result, Story, cri};
+use e2e::{Result, Story, client::resources, cri};
 
 #[tokio::test]
 async fn stop_and_remove_may_be_said_twice() -> Result {
@@ -116,5 +116,70 @@ async fn removals_at_the_same_time() -> Result {
         call.await??;
     }
     assert!(client.pods(None).await?.is_empty());
+    story.finish().await
+}
+
+#[tokio::test]
+async fn an_update_does_not_make_a_retry_another_request() -> Result {
+    let mut story = Story::begin().await?;
+    if story.node.is_peer() {
+        eprintln!("skipped: others say that the name is reserved");
+        return story.finish().await;
+    }
+    let memory = |bytes: i64| cri::LinuxContainerResources {
+        memory_limit_in_bytes: bytes,
+        ..Default::default()
+    };
+    let mut config = story.client.pod_config("updated");
+    let linux = config.linux.get_or_insert_default();
+    (linux.overhead, linux.resources) = (Some(memory(1 << 20)), Some(memory(64 << 20)));
+    let pod = story.client.run_pod_with(config.clone()).await?;
+    let mut request = story.script("c", "exec sleep 1000");
+    *resources(&mut request) = memory(64 << 20);
+    let id = story.client.create(&pod, request.clone()).await?;
+    let update = cri::UpdatePodSandboxResourcesRequest {
+        pod_sandbox_id: pod.id.clone(),
+        overhead: None,
+        resources: Some(memory(96 << 20)),
+    };
+    let mut runtime = story.client.runtime.clone();
+    runtime.update_pod_sandbox_resources(update).await?;
+    let update = cri::UpdateContainerResourcesRequest {
+        container_id: id.clone(),
+        linux: Some(memory(96 << 20)),
+        ..Default::default()
+    };
+    runtime.update_container_resources(update).await?;
+    // Also with what a restarted berthd knows.
+    for restart in [false, true] {
+        if restart {
+            story.node.kill()?;
+            story.node.launch().await?;
+            story.client = story.node.client().await?;
+        }
+        let client = &story.client;
+        assert_eq!(client.run_pod_with(config.clone()).await?.id, pod.id);
+        assert_eq!(client.create(&pod, request.clone()).await?, id);
+        // Neither does it make another request the same one.
+        let mut other = config.clone();
+        other.linux.get_or_insert_default().resources = Some(memory(96 << 20));
+        let error = client.run_pod_with(other).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::AlreadyExists, "{error}");
+        let mut other = request.clone();
+        *resources(&mut other) = memory(96 << 20);
+        let error = client.create(&pod, other).await.unwrap_err();
+        assert_eq!(error.code(), tonic::Code::AlreadyExists, "{error}");
+        // What is told is what was updated, and of the rest what was asked for.
+        let told = client.status(&id).await?.resources.and_then(|r| r.linux);
+        assert_eq!(told.unwrap_or_default().memory_limit_in_bytes, 96 << 20);
+        let verbose = cri::PodSandboxStatusRequest {
+            pod_sandbox_id: pod.id.clone(),
+            verbose: true,
+        };
+        let told = client.runtime.clone().pod_sandbox_status(verbose).await?;
+        let info: serde_json::Value = serde_json::from_str(&told.into_inner().info["info"])?;
+        assert_eq!(info["overhead"]["memoryLimitInBytes"], 1 << 20, "{info}");
+        assert_eq!(info["resources"]["memoryLimitInBytes"], 96 << 20, "{info}");
+    }
     story.finish().await
 }

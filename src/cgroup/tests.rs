@@ -176,15 +176,8 @@ fn what_the_kernel_does_not_offer_is_told() {
             .to_string()
             .contains("memory.high")
     );
-    if !own.0.hierarchies.iter().any(|h| h.has("hugetlb")) {
-        let limit = crate::proto::plan::HugepageLimit {
-            page_size: "2MB".into(),
-            limit: 1 << 21,
-        };
-        let huge = Resources {
-            hugepage_limits: vec![limit],
-            ..Resources::default()
-        };
+    let huge = huge_pages();
+    if own.0.controller("hugetlb").is_none() {
         assert!(matches!(
             own.0.apply(&huge),
             Err(Error::NoController {
@@ -193,6 +186,57 @@ fn what_the_kernel_does_not_offer_is_told() {
             })
         ));
     }
+}
+
+fn huge_pages() -> Resources {
+    let limit = crate::proto::plan::HugepageLimit {
+        page_size: "2MB".into(),
+        limit: 1 << 21,
+    };
+    Resources {
+        hugepage_limits: vec![limit],
+        ..Resources::default()
+    }
+}
+
+#[test]
+fn huge_pages_are_limited_wherever_their_controller_is() {
+    let Some(own) = Own::new() else { return };
+    let Some(hierarchy) = own.0.controller("hugetlb").cloned() else {
+        eprintln!("skipped: no hierarchy has the hugetlb controller");
+        return;
+    };
+    own.0.apply(&huge_pages()).unwrap();
+    let folder = hierarchy.folder(own.0.path());
+    if !hierarchy.is_v2() {
+        assert_eq!(read(folder.join("hugetlb.2MB.limit_in_bytes")), "2097152");
+        return;
+    }
+    assert_eq!(read(folder.join("hugetlb.2MB.max")), "2097152");
+    assert_eq!(read(folder.join("hugetlb.2MB.rsvd.max")), "2097152");
+    let by_name = Resources {
+        unified: [("hugetlb.2MB.max".into(), "4194304".into())].into(),
+        ..Resources::default()
+    };
+    own.0.apply(&by_name).unwrap();
+    assert_eq!(read(folder.join("hugetlb.2MB.max")), "4194304");
+}
+
+#[test]
+fn swap_alone_needs_a_memory_limit() {
+    let Some(own) = Own::new() else { return };
+    let swap = |memory: Option<i64>| Resources {
+        memory_limit: memory,
+        memory_swap_limit: Some(64 << 20),
+        ..Resources::default()
+    };
+    if own.0.controller("memory").is_none() {
+        eprintln!("skipped: no hierarchy has the memory controller");
+        return;
+    }
+    let error = own.0.apply(&swap(None)).unwrap_err().to_string();
+    assert!(error.contains("needs a memory limit"), "{error}");
+    own.0.apply(&swap(Some(32 << 20))).unwrap();
 }
 
 fn rule(allow: bool, kind: &str, number: Option<(u32, u32)>, access: &str) -> DeviceRule {

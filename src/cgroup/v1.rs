@@ -6,16 +6,20 @@ use rustix::io::Errno;
 
 use crate::proto::plan::{DeviceRule, Resources};
 
-use super::{Cgroup, Error, Result, device_bpf, files};
+use super::{Cgroup, Error, Result, device_bpf, files, v2};
 
 pub fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
-    if let Some(file) = resources.unified.keys().min() {
-        return Err(Error::Value {
-            cgroup: cgroup.path.clone(),
-            reason: format!(
-                "{file} can only be set in cgroup v2, and this machine has its controllers in v1"
-            ),
-        });
+    // A hybrid machine has some controllers in v2.
+    let unified = cgroup.hierarchies.iter().find(|h| h.is_v2());
+    match (unified, resources.unified.keys().min()) {
+        (Some(hierarchy), _) => v2::unified(cgroup, hierarchy, resources)?,
+        (None, None) => {}
+        (None, Some(file)) => {
+            return Err(Error::Value {
+                cgroup: cgroup.path.clone(),
+                reason: format!("{file} can only be set in cgroup v2, and this machine has only v1"),
+            });
+        }
     }
     let limits = Limits { cgroup };
     limits.cpu(resources)?;
@@ -28,9 +32,9 @@ pub fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
         };
         limits.set("pids", "pids.max", &value, pids < 0)?;
     }
-    for limit in &resources.hugepage_limits {
-        let file = format!("hugetlb.{}.limit_in_bytes", limit.page_size);
-        limits.set("hugetlb", &file, &limit.limit.to_string(), false)?;
+    match cgroup.controller("hugetlb") {
+        Some(hierarchy) if hierarchy.is_v2() => v2::huge_pages(cgroup, hierarchy, resources)?,
+        _ => limits.huge_pages(resources)?,
     }
     limits.devices(&resources.devices)
 }
@@ -62,6 +66,21 @@ impl Limits<'_> {
                 errno,
             }),
         }
+    }
+
+    fn huge_pages(&self, resources: &Resources) -> Result<()> {
+        for limit in &resources.hugepage_limits {
+            let (size, value) = (&limit.page_size, limit.limit.to_string());
+            let file = format!("hugetlb.{size}.limit_in_bytes");
+            self.set("hugetlb", &file, &value, false)?;
+            // Reserved pages count too where the kernel knows them (5.7).
+            let reserved = format!("hugetlb.{size}.rsvd.limit_in_bytes");
+            match self.set("hugetlb", &reserved, &value, false) {
+                Ok(()) | Err(Error::NoController { .. }) => {}
+                other => return other,
+            }
+        }
+        Ok(())
     }
 
     fn cpu(&self, resources: &Resources) -> Result<()> {
@@ -124,7 +143,7 @@ impl Limits<'_> {
         }
         let (Some(memory), Some(total)) = (memory, total) else {
             if let Some(total) = total {
-                self.total(total, None)?;
+                self.total_alone(total)?;
             }
             return memory.map_or(Ok(()), |memory| self.only_memory(memory));
         };
@@ -141,6 +160,21 @@ impl Limits<'_> {
                 answer?;
                 self.only_memory(memory)
             }
+        }
+    }
+
+    /// Memory and swap together, with the memory limit that is there.
+    fn total_alone(&self, total: i64) -> Result<()> {
+        match self.total(total, None) {
+            Err(Error::File {
+                errno: Errno::INVAL, ..
+            }) => Err(Error::Value {
+                cgroup: self.cgroup.path.clone(),
+                reason: format!(
+                    "a limit of memory and swap together ({total} bytes) needs a memory limit that is no larger"
+                ),
+            }),
+            answer => answer,
         }
     }
 

@@ -15,32 +15,62 @@ pub fn apply(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
     if let Some(pids) = resources.pids_limit {
         limits.set("pids", "pids.max", &convert::max(pids), pids < 0)?;
     }
+    huge_pages(cgroup, hierarchy, resources)?;
+    unified(cgroup, hierarchy, resources)?;
+    if !resources.devices.is_empty() {
+        device_bpf::apply(cgroup, &resources.devices)?;
+    }
+    Ok(())
+}
+
+/// Limits of huge pages alone: on a hybrid machine their controller may be in v2.
+pub fn huge_pages(cgroup: &Cgroup, hierarchy: &Hierarchy, resources: &Resources) -> Result<()> {
+    let limits = Limits { cgroup, hierarchy };
     for limit in &resources.hugepage_limits {
         let value = limit.limit.to_string();
-        limits.set(
-            "hugetlb",
-            &format!("hugetlb.{}.max", limit.page_size),
-            &value,
-            false,
-        )?;
+        let file = format!("hugetlb.{}.max", limit.page_size);
+        limits.set("hugetlb", &file, &value, false)?;
         // Reserved pages count too where the kernel knows them (5.7).
-        let reserved = hierarchy
-            .folder(&cgroup.path)
-            .join(format!("hugetlb.{}.rsvd.max", limit.page_size));
-        match files::try_write(&reserved, &value) {
-            Ok(()) | Err(Errno::NOENT) => {}
+        let reserved = format!("hugetlb.{}.rsvd.max", limit.page_size);
+        match limits.set("hugetlb", &reserved, &value, false) {
+            Ok(()) | Err(Error::NoController { .. }) => {}
+            other => return other,
+        }
+    }
+    Ok(())
+}
+
+/// Files by their names, in this hierarchy.
+pub fn unified(cgroup: &Cgroup, hierarchy: &Hierarchy, resources: &Resources) -> Result<()> {
+    let wrong = |reason: String| Error::Value {
+        cgroup: cgroup.path.clone(),
+        reason,
+    };
+    let mut entries: Vec<_> = resources.unified.iter().collect();
+    entries.sort_unstable();
+    for (file, value) in entries {
+        if file.contains('/') || !file.contains('.') {
+            return Err(wrong(format!(
+                "unified key {file:?} is not the name of a cgroup file"
+            )));
+        }
+        let path = hierarchy.folder(&cgroup.path).join(file);
+        match files::try_write(&path, value) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => {
+                return Err(wrong(format!(
+                    "unified key {file:?}: there is no such file in {}; its controller is not enabled there",
+                    hierarchy.root.display()
+                )));
+            }
             Err(errno) => {
                 return Err(Error::File {
                     step: "write",
-                    path: reserved,
+                    path,
                     errno,
                 });
             }
         }
-    }
-    limits.unified(resources)?;
-    if !resources.devices.is_empty() {
-        device_bpf::apply(cgroup, &resources.devices)?;
     }
     Ok(())
 }
@@ -127,38 +157,5 @@ impl Limits<'_> {
     fn present_memory_limit(&self) -> Result<Option<i64>> {
         let path = self.hierarchy.folder(&self.cgroup.path).join("memory.max");
         Ok(files::read_if_exists(&path)?.and_then(|text| text.trim().parse().ok()))
-    }
-
-    fn unified(&self, resources: &Resources) -> Result<()> {
-        let mut entries: Vec<_> = resources.unified.iter().collect();
-        entries.sort_unstable();
-        for (file, value) in entries {
-            if file.contains('/') || !file.contains('.') {
-                return Err(Error::Value {
-                    cgroup: self.cgroup.path.clone(),
-                    reason: format!("unified key {file:?} is not the name of a cgroup file"),
-                });
-            }
-            let path = self.hierarchy.folder(&self.cgroup.path).join(file);
-            match files::try_write(&path, value) {
-                Ok(()) => {}
-                Err(Errno::NOENT) => {
-                    return Err(Error::Value {
-                        cgroup: self.cgroup.path.clone(),
-                        reason: format!(
-                            "unified key {file:?}: there is no such file; its controller is not enabled"
-                        ),
-                    });
-                }
-                Err(errno) => {
-                    return Err(Error::File {
-                        step: "write",
-                        path,
-                        errno,
-                    });
-                }
-            }
-        }
-        Ok(())
     }
 }

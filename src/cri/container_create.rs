@@ -138,6 +138,7 @@ async fn make(
         groups: Vec::new(),
         cgroup: sandbox_init::spec_cgroup(&sandbox.record().cgroup_parent, &id),
         pid: 0,
+        resources: None,
     };
     let container = Arc::new(Container::new(
         id.clone(),

@@ -43,7 +43,6 @@ pub fn render(container: &Container) -> cri::ContainerStatus {
             image.image_ref.clone_from(id);
         }
     }
-    let linux = config.linux.clone().unwrap_or_default();
     let user = cri::LinuxContainerUser {
         uid: record.uid.into(),
         gid: record.gid.into(),
@@ -67,7 +66,7 @@ pub fn render(container: &Container) -> cri::ContainerStatus {
         mounts,
         log_path: record.log_path.to_string_lossy().into_owned(),
         resources: Some(cri::ContainerResources {
-            linux: linux.resources,
+            linux: container.resources(),
             windows: None,
         }),
         image_id: record.image_id,

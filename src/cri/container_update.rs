@@ -1,14 +1,15 @@
 //! UpdateContainerResources: the cgroup first, then the records, so that the
 //! status never says what the kernel does not hold.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fs, io::ErrorKind, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{
     bundle,
-    error::{Context, Error},
+    error::{Context, Error, io},
     node::Node,
 };
 use crate::{
+    cgroup::{self, Cgroup},
     kind::Kind,
     pod::{Container, ContainerState},
     proto::cri::{self, LinuxContainerResources},
@@ -51,23 +52,51 @@ async fn apply(node: &Node, container: &Container, asked: LinuxContainerResource
         });
     };
     let mut spec = bundle::read_spec(node, id)?;
-    let plan =
+    let update =
         spec::update_resources(&mut spec, &asked, &node.host).step("container", id, "update resources")?;
-    shim.update(&plan)
+    for warning in &update.warnings {
+        tracing::warn!(container = %id, warning);
+    }
+    shim.update(&update.limits)
         .await
         .step("container", id, "update resources")?;
+    if let Some(score) = update.oom_score_adj {
+        set_oom_score(&container.record().cgroup, score, id)?;
+    }
     bundle::write_spec(node, id, &spec)?;
-    container.update_config(&node.store, |config| {
-        merge(
-            config
-                .linux
-                .get_or_insert_default()
-                .resources
-                .get_or_insert_default(),
-            asked,
-        );
-    })?;
+    let mut resources = container.resources().unwrap_or_default();
+    merge(&mut resources, asked);
+    container.update(&node.store, |record| record.resources = Some(resources))?;
     Ok(())
+}
+
+/// For every process of the container: each has a score of its own, which its
+/// children inherit. Done again until none is new, for one can fork meanwhile.
+fn set_oom_score(cgroup: &str, score: i32, id: &str) -> Result<(), Error> {
+    const STEP: &str = "set the oom_score_adj of its processes";
+    let failed = |e: cgroup::Error| Error::Wrong {
+        what: "container",
+        id: id.into(),
+        kind: Kind::Internal,
+        message: format!("{STEP}: {e}"),
+    };
+    let cgroup = Cgroup::open(cgroup).map_err(failed)?;
+    let mut done = BTreeSet::new();
+    loop {
+        let pids = cgroup.pids().map_err(failed)?;
+        let new: Vec<i32> = pids.into_iter().filter(|pid| done.insert(*pid)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        for pid in new {
+            let file = PathBuf::from(format!("/proc/{pid}/oom_score_adj"));
+            match fs::write(&file, score.to_string()) {
+                // It has ended.
+                Err(e) if e.kind() == ErrorKind::NotFound || e.raw_os_error() == Some(libc::ESRCH) => {}
+                answer => answer.map_err(io("container", id, STEP, &file))?,
+            }
+        }
+    }
 }
 
 /// Zero and empty mean "as it is".

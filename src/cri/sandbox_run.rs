@@ -264,6 +264,8 @@ async fn make(
         cgroups_made: Vec::new(),
         init: false,
         hostname,
+        overhead: None,
+        resources: None,
     };
     let id = new_id();
     let sandbox = Arc::new(Sandbox::new(id.clone(), name, config, record));

@@ -79,8 +79,6 @@ fn info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
         .try_lock()
         .ok()
         .and_then(|init| init.as_ref().map(|(_, pid)| *pid));
-    let config = sandbox.config();
-    let linux = config.linux.clone().unwrap_or_default();
     let info = json!({
         "pid": init.unwrap_or(0),
         "state": record.state.name(),
@@ -97,8 +95,8 @@ fn info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
             let ips: Vec<_> = attachment.ips.iter().map(|ip| json!({"IP": ip})).collect();
             json!({"Interfaces": {DEFAULT_LINK: {"IPConfigs": ips, "Sandbox": net}}})
         }),
-        "overhead": sandbox_update::describe(linux.overhead.as_ref()),
-        "resources": sandbox_update::describe(linux.resources.as_ref()),
+        "overhead": sandbox_update::describe(sandbox.overhead().as_ref()),
+        "resources": sandbox_update::describe(sandbox.resources().as_ref()),
         "folder": node.paths.sandbox(&sandbox.id),
     });
     HashMap::from([("info".to_owned(), info.to_string())])

@@ -15,14 +15,13 @@ pub async fn update(
     // Not while it is stopped or removed: its record must not come back.
     let _gate = sandbox.gate.read().await;
     let sandbox = node.pods.sandbox(&sandbox.id)?;
-    sandbox.update_config(&node.store, |config| {
-        let linux = config.linux.get_or_insert_default();
+    sandbox.update(&node.store, |record| {
         // A part that the request leaves out stays as it is.
-        if let Some(overhead) = request.overhead {
-            linux.overhead = Some(overhead);
+        if request.overhead.is_some() {
+            record.overhead = request.overhead;
         }
-        if let Some(resources) = request.resources {
-            linux.resources = Some(resources);
+        if request.resources.is_some() {
+            record.resources = request.resources;
         }
     })?;
     tracing::info!(sandbox = %sandbox.id, "resources are updated");

@@ -133,6 +133,9 @@ pub struct ContainerRecord {
     pub cgroup: String,
     /// The init; 0: none yet.
     pub pid: u32,
+    /// What the resources are since the first update; absent: those of the request.
+    #[serde(default, with = "super::message")]
+    pub resources: Option<cri::LinuxContainerResources>,
 }
 
 /// A container of this node.
@@ -150,6 +153,8 @@ pub struct Container {
     pub told: Told,
     pub samples: Samples,
     inner: Mutex<Inner>,
+    /// The request that made it, as it was asked: a retry is told by it from another request.
+    config: Arc<cri::ContainerConfig>,
     /// True once the exit is recorded.
     ended: watch::Sender<bool>,
 }
@@ -157,7 +162,6 @@ pub struct Container {
 #[derive(Debug)]
 struct Inner {
     record: ContainerRecord,
-    config: Arc<cri::ContainerConfig>,
     shim: Option<Shim>,
 }
 
@@ -171,11 +175,7 @@ impl Container {
     ) -> Container {
         let ended = watch::Sender::new(record.exit.is_some());
         let told = Told::of(record.state);
-        let inner = Mutex::new(Inner {
-            record,
-            config: config.into(),
-            shim: None,
-        });
+        let inner = Mutex::new(Inner { record, shim: None });
         Container {
             id,
             name,
@@ -184,6 +184,7 @@ impl Container {
             told,
             samples: Samples::default(),
             inner,
+            config: config.into(),
             ended,
         }
     }
@@ -224,9 +225,15 @@ impl Container {
         self.inner().record.created_at
     }
 
-    /// The request that made it, with the resources of the last update.
+    /// The request that made it, as it was asked.
     pub fn config(&self) -> Arc<cri::ContainerConfig> {
-        self.inner().config.clone()
+        self.config.clone()
+    }
+
+    /// The resources of the request, or of the last update.
+    pub fn resources(&self) -> Option<cri::LinuxContainerResources> {
+        let updated = self.inner().record.resources.clone();
+        updated.or_else(|| self.config.linux.as_ref()?.resources.clone())
     }
 
     /// Its shim, while there is one.
@@ -249,22 +256,8 @@ impl Container {
         let mut inner = self.inner();
         let mut record = inner.record.clone();
         change(&mut record);
-        store.put_container(&self.row(&record, &inner.config)?)?;
+        store.put_container(&self.row(&record)?)?;
         inner.record = record;
-        Ok(())
-    }
-
-    /// Changes the request: resources after an update.
-    pub fn update_config(
-        &self,
-        store: &Store,
-        change: impl FnOnce(&mut cri::ContainerConfig),
-    ) -> Result<(), Error> {
-        let mut inner = self.inner();
-        let mut config = (*inner.config).clone();
-        change(&mut config);
-        store.put_container(&self.row(&inner.record, &config)?)?;
-        inner.config = config.into();
         Ok(())
     }
 
@@ -288,7 +281,7 @@ impl Container {
         let mut record = inner.record.clone();
         record.state = next;
         change(&mut record);
-        store.put_container(&self.row(&record, &inner.config)?)?;
+        store.put_container(&self.row(&record)?)?;
         inner.record = record;
         Ok(())
     }
@@ -317,10 +310,10 @@ impl Container {
     /// Records a container that is new.
     pub fn record_new(&self, store: &Store) -> Result<(), Error> {
         let inner = self.inner();
-        Ok(store.put_container(&self.row(&inner.record, &inner.config)?)?)
+        Ok(store.put_container(&self.row(&inner.record)?)?)
     }
 
-    fn row(&self, record: &ContainerRecord, config: &cri::ContainerConfig) -> Result<PodRow, Error> {
+    fn row(&self, record: &ContainerRecord) -> Result<PodRow, Error> {
         let record = serde_json::to_string(record).map_err(|e| Error::Damaged {
             what: "container",
             id: self.id.clone(),
@@ -331,7 +324,7 @@ impl Container {
             name: self.name.clone(),
             sandbox: self.sandbox.clone(),
             record,
-            config: config.encode_to_vec(),
+            config: self.config.encode_to_vec(),
         })
     }
 }

@@ -6,6 +6,7 @@
 
 mod container;
 mod events;
+mod message;
 mod operations;
 mod registry;
 mod samples;

@@ -14,7 +14,7 @@
 //! Who may change it: the operation that holds [`Sandbox::gate`] for writing.
 //! Creating a container holds it for reading. Everybody else reads snapshots.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::Message;
 use serde::{Deserialize, Serialize};
@@ -107,6 +107,11 @@ pub struct SandboxRecord {
     /// The pod has an init for a shared PID namespace (or is about to).
     pub init: bool,
     pub hostname: String,
+    /// What the kubelet told last; absent: as in the request.
+    #[serde(default, with = "super::message")]
+    pub overhead: Option<cri::LinuxContainerResources>,
+    #[serde(default, with = "super::message")]
+    pub resources: Option<cri::LinuxContainerResources>,
 }
 
 /// A sandbox of this node.
@@ -121,31 +126,24 @@ pub struct Sandbox {
     /// Its events so far.
     pub told: Told,
     pub samples: Samples,
-    inner: Mutex<Inner>,
+    record: Mutex<SandboxRecord>,
+    /// The request that made it, as it was asked: a retry is told by it from another request.
+    config: Arc<cri::PodSandboxConfig>,
     /// The shim of the pod's init, when it has one.
     pub init: tokio::sync::Mutex<Option<(Shim, u32)>>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    record: SandboxRecord,
-    config: std::sync::Arc<cri::PodSandboxConfig>,
 }
 
 impl Sandbox {
     pub fn new(id: String, name: String, config: cri::PodSandboxConfig, record: SandboxRecord) -> Sandbox {
         let told = Told::of_sandbox(record.state);
-        let inner = Mutex::new(Inner {
-            record,
-            config: config.into(),
-        });
         Sandbox {
             id,
             name,
             gate: tokio::sync::RwLock::new(()),
             told,
             samples: Samples::default(),
-            inner,
+            record: Mutex::new(record),
+            config: config.into(),
             init: tokio::sync::Mutex::new(None),
         }
     }
@@ -162,50 +160,48 @@ impl Sandbox {
         Ok(Sandbox::new(row.id.clone(), row.name, config, record))
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, SandboxRecord> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A snapshot of the record.
     pub fn record(&self) -> SandboxRecord {
-        self.inner().record.clone()
+        self.lock().clone()
     }
 
     pub fn state(&self) -> SandboxState {
-        self.inner().record.state
+        self.lock().state
     }
 
     /// Nanoseconds since the epoch.
     pub fn created_at(&self) -> i64 {
-        self.inner().record.created_at
+        self.lock().created_at
     }
 
-    /// The request that made it, with the resources of the last update.
-    pub fn config(&self) -> std::sync::Arc<cri::PodSandboxConfig> {
-        self.inner().config.clone()
+    /// The request that made it, as it was asked.
+    pub fn config(&self) -> Arc<cri::PodSandboxConfig> {
+        self.config.clone()
+    }
+
+    /// What the pod itself costs: of the request, or as the kubelet told last.
+    pub fn overhead(&self) -> Option<cri::LinuxContainerResources> {
+        let updated = self.lock().overhead.clone();
+        updated.or_else(|| self.config.linux.as_ref()?.overhead.clone())
+    }
+
+    /// What its containers may use together, likewise.
+    pub fn resources(&self) -> Option<cri::LinuxContainerResources> {
+        let updated = self.lock().resources.clone();
+        updated.or_else(|| self.config.linux.as_ref()?.resources.clone())
     }
 
     /// Changes the record, and writes it before anybody sees the change.
     pub fn update(&self, store: &Store, change: impl FnOnce(&mut SandboxRecord)) -> Result<(), Error> {
-        let mut inner = self.inner();
-        let mut record = inner.record.clone();
+        let mut current = self.lock();
+        let mut record = current.clone();
         change(&mut record);
-        store.put_sandbox(&self.row(&record, &inner.config)?)?;
-        inner.record = record;
-        Ok(())
-    }
-
-    /// Changes the request: resources after an update.
-    pub fn update_config(
-        &self,
-        store: &Store,
-        change: impl FnOnce(&mut cri::PodSandboxConfig),
-    ) -> Result<(), Error> {
-        let mut inner = self.inner();
-        let mut config = (*inner.config).clone();
-        change(&mut config);
-        store.put_sandbox(&self.row(&inner.record, &config)?)?;
-        inner.config = config.into();
+        store.put_sandbox(&self.row(&record)?)?;
+        *current = record;
         Ok(())
     }
 
@@ -217,8 +213,8 @@ impl Sandbox {
         change: impl FnOnce(&mut SandboxRecord),
     ) -> Result<(), Error> {
         // One lock for the look and the change: of two that stop, the second sees it.
-        let mut inner = self.inner();
-        let state = inner.record.state;
+        let mut current = self.lock();
+        let state = current.state;
         let Some(next) = state.next(event) else {
             return Err(Error::State {
                 what: "sandbox",
@@ -227,21 +223,21 @@ impl Sandbox {
                 state: state.name(),
             });
         };
-        let mut record = inner.record.clone();
+        let mut record = current.clone();
         record.state = next;
         change(&mut record);
-        store.put_sandbox(&self.row(&record, &inner.config)?)?;
-        inner.record = record;
+        store.put_sandbox(&self.row(&record)?)?;
+        *current = record;
         Ok(())
     }
 
     /// Records a sandbox that is new.
     pub fn record_new(&self, store: &Store) -> Result<(), Error> {
-        let inner = self.inner();
-        Ok(store.put_sandbox(&self.row(&inner.record, &inner.config)?)?)
+        let record = self.lock();
+        Ok(store.put_sandbox(&self.row(&record)?)?)
     }
 
-    fn row(&self, record: &SandboxRecord, config: &cri::PodSandboxConfig) -> Result<PodRow, Error> {
+    fn row(&self, record: &SandboxRecord) -> Result<PodRow, Error> {
         let record = serde_json::to_string(record).map_err(|e| Error::Damaged {
             what: "sandbox",
             id: self.id.clone(),
@@ -252,7 +248,7 @@ impl Sandbox {
             name: self.name.clone(),
             sandbox: String::new(),
             record,
-            config: config.encode_to_vec(),
+            config: self.config.encode_to_vec(),
         })
     }
 }

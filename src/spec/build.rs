@@ -9,8 +9,11 @@ use std::{
 use oci_spec::runtime::{Linux, Process, Root, Spec};
 
 use super::{
-    Built, Error, Inputs, Launch, SandboxInit, capability, cdi, context, devices, host::Host, mounts,
-    namespaces, plan, process, resources, seccomp, security, signal, user,
+    Built, Error, Inputs, Launch, SandboxInit, capability, cdi, context, devices,
+    host::Host,
+    mounts, namespaces, plan, process,
+    resources::{self, oom_score_adj},
+    seccomp, security, signal, user,
 };
 use crate::proto::{
     cri::{self, LinuxContainerResources, LinuxContainerSecurityContext},
@@ -38,6 +41,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
     let identity = user::resolve(inputs)?;
     let made = process::process(inputs, &identity)?;
     let mut process = made.process;
+    let asked = request.linux.as_ref().and_then(|linux| linux.resources.as_ref());
     // What it may do.
     let capabilities = capability::of_request(security, inputs.host)?;
     let bounding = capability::bounding(Some(&capabilities));
@@ -47,19 +51,14 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
         .set_capabilities(Some(capabilities))
         .set_no_new_privileges(Some(security.no_new_privs))
         .set_apparmor_profile(security::apparmor(security, inputs.host, &mut warnings)?)
-        .set_oom_score_adj(oom_score_adj(request, inputs.host, &mut warnings)?);
+        .set_oom_score_adj(oom_score_adj(asked, inputs.host, &mut warnings)?);
     // What it sees.
     let mounts = mounts::mounts(inputs, &mut warnings)?;
     let devices = devices::devices(inputs)?;
     let (masked, readonly) = security::hidden(security)?;
     // What it may use.
     let no_limits = LinuxContainerResources::default();
-    let asked = request
-        .linux
-        .as_ref()
-        .and_then(|linux| linux.resources.as_ref())
-        .unwrap_or(&no_limits);
-    let mut limits = resources::to_oci(asked, inputs.host)?;
+    let mut limits = resources::to_oci(asked.unwrap_or(&no_limits), inputs.host)?;
     limits.set_devices(Some(devices.rules));
 
     let mut linux = Linux::default();
@@ -158,34 +157,6 @@ fn check_privilege(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext
         ));
     }
     Ok(())
-}
-
-/// Of the request; without the right to lower it, no lower than the agent's own.
-fn oom_score_adj(
-    request: &cri::ContainerConfig,
-    host: &Host,
-    warnings: &mut Vec<String>,
-) -> Result<Option<i32>, Error> {
-    let Some(asked) = request.linux.as_ref().and_then(|linux| linux.resources.as_ref()) else {
-        return Ok(None);
-    };
-    let range = -1000..=1000;
-    let Some(score) = i32::try_from(asked.oom_score_adj)
-        .ok()
-        .filter(|score| range.contains(score))
-    else {
-        return Err(Error::invalid(
-            "linux.resources.oom_score_adj",
-            format!("{} is not between -1000 and 1000", asked.oom_score_adj),
-        ));
-    };
-    if score < host.oom_score_adj_min {
-        warnings.push(format!(
-            "oom_score_adj {score} is raised to {}: berthd lacks CAP_SYS_RESOURCE",
-            host.oom_score_adj_min
-        ));
-    }
-    Ok(Some(score.max(host.oom_score_adj_min)))
 }
 
 /// The cgroup of a container below its pod's.

@@ -19,6 +19,8 @@ const CAP_SYS_RESOURCE: u64 = 1 << 24;
 pub struct Host {
     /// The tree at /sys/fs/cgroup is cgroup v2 alone.
     pub unified: bool,
+    /// Controllers of the v2 hierarchy; on a hybrid machine few, with v1 alone none.
+    pub v2_controllers: Vec<String>,
     /// Capabilities that containers can be given: those the agent itself holds.
     pub capabilities: u64,
     /// (6, 18)
@@ -45,6 +47,7 @@ impl Host {
         let capabilities = held_capabilities()?;
         let may_raise = capabilities & CAP_SYS_RESOURCE != 0;
         let own_cgroup = own_v2_cgroup()?;
+        let v2_controllers = v2_controllers()?;
         Ok(Host {
             unified,
             capabilities,
@@ -57,13 +60,9 @@ impl Host {
             } else {
                 Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists()
             },
-            hugetlb: if unified {
-                read("/sys/fs/cgroup/cgroup.controllers")?
-                    .split_whitespace()
-                    .any(|c| c == "hugetlb")
-            } else {
-                Path::new("/sys/fs/cgroup/hugetlb").is_dir()
-            },
+            hugetlb: v2_controllers.iter().any(|c| c == "hugetlb")
+                || Path::new("/sys/fs/cgroup/hugetlb").is_dir(),
+            v2_controllers,
             oom_score_adj_min: if may_raise {
                 -1000
             } else {
@@ -128,6 +127,16 @@ fn own_v2_cgroup() -> Result<PathBuf, Error> {
         .find_map(|line| line.strip_prefix("0::/"))
         .unwrap_or_default();
     Ok(Path::new("/sys/fs/cgroup").join(own))
+}
+
+/// Alone, or beside v1.
+fn v2_controllers() -> Result<Vec<String>, Error> {
+    let mut found = Vec::new();
+    for folder in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
+        let list = read(&format!("{folder}/cgroup.controllers"))?;
+        found.extend(list.split_whitespace().map(str::to_owned));
+    }
+    Ok(found)
 }
 
 fn kernel_version() -> (u32, u32) {

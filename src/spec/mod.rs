@@ -54,7 +54,7 @@ pub use self::{
     host::Host,
     mounts::prepare_host_paths,
     plan::plan,
-    resources::{resources, update_resources},
+    resources::{Update, resources, update_resources},
     signal::{parse_signal, signal_number, signal_of},
 };
 

@@ -23,19 +23,39 @@ pub fn resources(asked: &LinuxContainerResources, host: &Host) -> Result<wire::R
     plan(&to_oci(asked, host)?)
 }
 
-/// Writes the limits that a request sets into a stored spec, so that a later
-/// reader finds them, and returns what the shim has to change.
+/// What an update changes of a container that is there.
+#[derive(Clone, Debug, Default)]
+pub struct Update {
+    /// What the shim has to change; without device rules.
+    pub limits: wire::Resources,
+    /// For every process of the container; `None`: it stays.
+    pub oom_score_adj: Option<i32>,
+    /// What is done differently; for the log.
+    pub warnings: Vec<String>,
+}
+
+/// Writes what a request sets into a stored spec, so that a later reader and every
+/// exec find it, and returns what has to change.
 pub fn update_resources(
     spec: &mut Spec,
     asked: &LinuxContainerResources,
     host: &Host,
-) -> Result<wire::Resources, Error> {
+) -> Result<Update, Error> {
     let changed = to_oci(asked, host)?;
-    let answer = plan(&changed)?;
+    let mut update = Update {
+        limits: plan(&changed)?,
+        ..Update::default()
+    };
+    // Zero is "not set", as for all the others.
+    update.oom_score_adj =
+        oom_score_adj(Some(asked), host, &mut update.warnings)?.filter(|_| asked.oom_score_adj != 0);
+    if let (Some(score), Some(process)) = (update.oom_score_adj, spec.process_mut()) {
+        process.set_oom_score_adj(Some(score));
+    }
     let linux = spec.linux_mut().get_or_insert_default();
     let stored = linux.resources_mut().get_or_insert_default();
     merge(stored, changed);
-    Ok(answer)
+    Ok(update)
 }
 
 /// Replaces in `stored` what `changed` sets.
@@ -81,6 +101,34 @@ pub(super) fn to_oci(asked: &LinuxContainerResources, host: &Host) -> Result<Lin
 
 fn wrong(name: &str, message: String) -> Error {
     Error::invalid(format!("{FIELD}.{name}"), message)
+}
+
+/// The score of a request, if it has resources at all; without the right to lower it,
+/// no lower than the agent's own.
+pub fn oom_score_adj(
+    asked: Option<&LinuxContainerResources>,
+    host: &Host,
+    warnings: &mut Vec<String>,
+) -> Result<Option<i32>, Error> {
+    let Some(asked) = asked else {
+        return Ok(None);
+    };
+    let Some(score) = i32::try_from(asked.oom_score_adj)
+        .ok()
+        .filter(|score| (-1000..=1000).contains(score))
+    else {
+        return Err(wrong(
+            "oom_score_adj",
+            format!("{} is not between -1000 and 1000", asked.oom_score_adj),
+        ));
+    };
+    if score < host.oom_score_adj_min {
+        warnings.push(format!(
+            "oom_score_adj {score} is raised to {}: berthd lacks CAP_SYS_RESOURCE",
+            host.oom_score_adj_min
+        ));
+    }
+    Ok(Some(score.max(host.oom_score_adj_min)))
 }
 
 fn cpu(asked: &LinuxContainerResources) -> Result<Option<LinuxCpu>, Error> {
@@ -143,6 +191,12 @@ fn memory(asked: &LinuxContainerResources, host: &Host) -> Result<Option<LinuxMe
             format!("{swap} is less than the memory limit {limit}; it counts memory and swap together"),
         ));
     }
+    if !host.swap_limit && swap > 0 && swap != limit {
+        return Err(Error::precondition(
+            format!("{FIELD}.memory_swap_limit_in_bytes"),
+            format!("{swap}: this kernel does not count swap; boot it with swapaccount=1"),
+        ));
+    }
     let mut memory = LinuxMemory::default();
     memory.set_limit(Some(limit).filter(|limit| *limit != 0));
     if host.swap_limit {
@@ -198,10 +252,19 @@ fn unified(asked: &LinuxContainerResources, host: &Host) -> Result<Option<HashMa
     if asked.unified.is_empty() {
         return Ok(None);
     }
-    if !host.unified {
+    let in_v2 = |key: &str| {
+        let controller = key.split('.').next().unwrap_or_default();
+        host.v2_controllers.iter().any(|known| known == controller)
+    };
+    // With v2 alone the kernel knows best what there is.
+    if !host.unified
+        && let Some(key) = asked.unified.keys().filter(|key| !in_v2(key)).min()
+    {
         return Err(Error::precondition(
             format!("{FIELD}.unified"),
-            "this node has cgroup v1; boot it with systemd.unified_cgroup_hierarchy=1",
+            format!(
+                "{key:?}: this node has no such controller in cgroup v2; boot it with systemd.unified_cgroup_hierarchy=1"
+            ),
         ));
     }
     Ok(Some(asked.unified.clone()))

@@ -15,6 +15,7 @@ use crate::proto::cri::{
 pub(crate) fn host() -> Host {
     Host {
         unified: true,
+        v2_controllers: ["cpu", "memory", "pids", "hugetlb"].map(str::to_owned).to_vec(),
         capabilities: (1 << 41) - 1,
         kernel: (6, 18),
         apparmor: false,

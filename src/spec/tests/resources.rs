@@ -75,7 +75,7 @@ fn a_node_without_swap_accounting_or_huge_pages() {
     };
     let mut request = LinuxContainerResources {
         memory_limit_in_bytes: 1 << 20,
-        memory_swap_limit_in_bytes: 2 << 20,
+        memory_swap_limit_in_bytes: 1 << 20,
         hugepage_limits: vec![page(0)],
         ..asked()
     };
@@ -83,6 +83,13 @@ fn a_node_without_swap_accounting_or_huge_pages() {
     assert_eq!((made.memory_limit, made.memory_swap_limit), (Some(1 << 20), None));
     assert!(made.hugepage_limits.is_empty());
     request.hugepage_limits = vec![page(4 << 20)];
+    assert_eq!(
+        resources(&request, &host).unwrap_err().kind(),
+        Kind::FailedPrecondition
+    );
+    request.hugepage_limits.clear();
+    // Swap that is limited, but not forbidden, has to be counted.
+    request.memory_swap_limit_in_bytes = 2 << 20;
     assert_eq!(
         resources(&request, &host).unwrap_err().kind(),
         Kind::FailedPrecondition
@@ -139,11 +146,19 @@ fn unified_needs_cgroup_v2() {
     request.unified.insert("memory.high".into(), "1000".into());
     let mut host = host();
     assert_eq!(resources(&request, &host).unwrap().unified["memory.high"], "1000");
+    // A hybrid node: v1, with what is left of v2 beside it.
     host.unified = false;
+    host.v2_controllers = vec!["hugetlb".into()];
+    let error = resources(&request, &host).unwrap_err();
+    assert_eq!(error.kind(), Kind::FailedPrecondition);
+    assert!(error.to_string().contains("memory.high"), "{error}");
+    request.unified = [("hugetlb.2MB.max".into(), "0".into())].into();
     assert_eq!(
-        resources(&request, &host).unwrap_err().kind(),
-        Kind::FailedPrecondition
+        resources(&request, &host).unwrap().unified["hugetlb.2MB.max"],
+        "0"
     );
+    host.v2_controllers.clear();
+    assert!(resources(&request, &host).is_err());
 }
 
 #[test]
@@ -162,8 +177,14 @@ fn an_update_keeps_what_it_does_not_name() {
         ..asked()
     };
     let changed = update_resources(&mut spec, &second, &host()).unwrap();
-    assert_eq!((changed.cpu_shares, changed.cpu_quota), (None, Some(-1)));
-    assert!(changed.devices.is_empty(), "an update leaves devices as they are");
+    assert_eq!(
+        (changed.limits.cpu_shares, changed.limits.cpu_quota),
+        (None, Some(-1))
+    );
+    assert!(
+        changed.limits.devices.is_empty(),
+        "an update leaves devices as they are"
+    );
     let stored = spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
     let (cpu, memory) = (stored.cpu().as_ref().unwrap(), stored.memory().as_ref().unwrap());
     assert_eq!(
