@@ -79,6 +79,8 @@ fn info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
         .try_lock()
         .ok()
         .and_then(|init| init.as_ref().map(|(_, pid)| *pid));
+    let config = sandbox.config();
+    let linux = config.linux.clone().unwrap_or_default();
     let info = json!({
         "pid": init.unwrap_or(0),
         "state": record.state.name(),

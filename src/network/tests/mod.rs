@@ -14,7 +14,10 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -217,8 +220,9 @@ fn udp_server(netns: &Path, address: &str, name: &'static str) -> Server {
     let socket = within(netns, || UdpSocket::bind(address).unwrap());
     let serve = move || {
         let mut buffer = [0; 64];
-        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            let _ = socket.send_to(format!("{name} {}", peer.ip()).as_bytes(), peer);
+        while let Ok((length, peer)) = socket.recv_from(&mut buffer) {
+            let question = String::from_utf8_lossy(&buffer[..length]);
+            let _ = socket.send_to(format!("{name} {} {question}", peer.ip()).as_bytes(), peer);
         }
     };
     Server {
@@ -240,12 +244,21 @@ fn refused(ip: IpAddr, port: u16) -> bool {
     TcpStream::connect_timeout(&SocketAddr::new(ip, port), SHORT).is_err()
 }
 
+/// What the server says to this question: a late answer to an earlier one, perhaps of
+/// another server, is passed over.
 fn ask_udp(socket: &UdpSocket, ip: IpAddr, port: u16) -> std::io::Result<String> {
+    static QUESTIONS: AtomicU32 = AtomicU32::new(0);
+    let question = format!("?{}", QUESTIONS.fetch_add(1, Ordering::Relaxed));
     socket.set_read_timeout(Some(SHORT))?;
-    socket.send_to(b"?", SocketAddr::new(ip, port))?;
+    socket.send_to(question.as_bytes(), SocketAddr::new(ip, port))?;
     let mut buffer = [0; 64];
-    let (length, _) = socket.recv_from(&mut buffer)?;
-    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    loop {
+        let (length, _) = socket.recv_from(&mut buffer)?;
+        let answer = String::from_utf8_lossy(&buffer[..length]);
+        if let Some(answer) = answer.strip_suffix(&format!(" {question}")) {
+            return Ok(answer.to_owned());
+        }
+    }
 }
 
 fn ip(text: &str) -> IpAddr {
