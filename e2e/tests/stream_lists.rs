@@ -169,7 +169,10 @@ async fn filters_choose_what_is_streamed() -> Result {
     let request = cri::StreamPodSandboxesRequest { filter };
     let messages = all(runtime.stream_pod_sandboxes(request).await?.into_inner()).await?;
     let pods = messages.into_iter().flat_map(|m| m.pod_sandboxes);
-    assert_eq!(pods.map(|pod| pod.id).collect::<Vec<_>>(), [second.id.clone()]);
+    assert_eq!(
+        pods.map(|pod| pod.id).collect::<Vec<_>>(),
+        std::slice::from_ref(&second.id)
+    );
 
     let filter = Some(cri::ContainerFilter {
         pod_sandbox_id: first.id.clone(),
@@ -178,7 +181,10 @@ async fn filters_choose_what_is_streamed() -> Result {
     let request = cri::StreamContainersRequest { filter };
     let messages = all(runtime.stream_containers(request).await?.into_inner()).await?;
     let containers = messages.into_iter().flat_map(|m| m.containers);
-    assert_eq!(containers.map(|c| c.id).collect::<Vec<_>>(), [one.clone()]);
+    assert_eq!(
+        containers.map(|c| c.id).collect::<Vec<_>>(),
+        std::slice::from_ref(&one)
+    );
 
     let filter = Some(cri::ContainerStatsFilter {
         id: two.clone(),
