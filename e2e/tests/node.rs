@@ -14,9 +14,7 @@ async fn status(client: &Client, verbose: bool) -> Result<cri::StatusResponse> {
 /// The condition of this type.
 fn condition(answer: &cri::StatusResponse, kind: &str) -> Option<cri::RuntimeCondition> {
     let mut all = answer.status.iter().flat_map(|status| &status.conditions);
-    all.into_iter()
-        .find(|condition| condition.r#type == kind)
-        .cloned()
+    all.find(|condition| condition.r#type == kind).cloned()
 }
 
 /// Version of the kubelet's API: the kubelet asks with three different ones, and
