@@ -1,6 +1,9 @@
-//! config.json in a container's bundle: the true spec, also after an update.
+//! A container's bundle: config.json, which is the true spec also after an update, and
+//! the mount point of the root.
 
-use std::fs;
+use std::{fs, path::Path};
+
+use rustix::{io::Errno, mount::UnmountFlags};
 
 use super::{
     error::{Error, io},
@@ -9,6 +12,20 @@ use super::{
 use crate::spec::Spec;
 
 const NAME: &str = "config.json";
+
+/// Takes away a mount of layers that a shim which was killed may have left on the root's
+/// mount point: on kernels before 6.15 it is there for a moment (`launcher/mapped_layers`).
+/// Nothing may be removed through it. What is not mounted is no error.
+pub fn unmount_layers(bundle: &Path, id: &str) -> Result<(), Error> {
+    let path = bundle.join("rootfs");
+    loop {
+        match rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(e) => return Err(io("container", id, "unmount", &path)(e.into())),
+        }
+    }
+}
 
 fn damaged(id: &str, step: &'static str, e: &serde_json::Error) -> Error {
     Error::Left {

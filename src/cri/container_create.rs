@@ -369,7 +369,18 @@ impl Bundle {
         for folder in [&rootfs.upper, &rootfs.work] {
             fs::create_dir_all(folder).map_err(io("container", id, "make folder", folder))?;
         }
-        // The upper folder is the container's "/".
+        // The upper folder is the container's "/". Layers are shown in a pod's user
+        // namespace; what is written is the namespace's already.
+        let sandbox = self.sandbox_view()?;
+        if let Some(user) = &sandbox.user {
+            let root = (user.ranges.host_uid(0), user.ranges.host_gid(0));
+            std::os::unix::fs::chown(&rootfs.upper, root.0, root.1).map_err(io(
+                "container",
+                id,
+                "set the owner of",
+                &rootfs.upper,
+            ))?;
+        }
         fs::set_permissions(&rootfs.upper, fs::Permissions::from_mode(0o755)).map_err(io(
             "container",
             id,
@@ -381,7 +392,7 @@ impl Bundle {
             |path: &str| view::read_file(&self.layers, path, USER_FILE_LIMIT).map_err(std::io::Error::other);
         let inputs = spec::Inputs {
             id,
-            sandbox: &self.sandbox_view(),
+            sandbox: &sandbox,
             request: &config,
             image: &image_view(&self.image, &config),
             rootfs: &rootfs,
@@ -416,7 +427,7 @@ impl Bundle {
         Ok(())
     }
 
-    fn sandbox_view(&self) -> spec::SandboxView {
+    fn sandbox_view(&self) -> Result<spec::SandboxView, Error> {
         let record = self.sandbox.record();
         let folder = self.node.paths.sandbox(&self.sandbox.id);
         let pinned = self.node.paths.namespaces(&self.sandbox.id);
@@ -427,7 +438,8 @@ impl Bundle {
                 .any(|n| n == name)
                 .then(|| pinned.join(name))
         };
-        spec::SandboxView {
+        Ok(spec::SandboxView {
+            user: user_namespace(&self.node, &self.sandbox)?,
             id: self.sandbox.id.clone(),
             config: (*self.sandbox.config()).clone(),
             hostname: record.hostname.clone(),
@@ -441,8 +453,23 @@ impl Bundle {
             hostname_file: Some(sandbox_files::hostname(&folder)),
             hosts: Some(sandbox_files::hosts(&folder)),
             cgroup_parent: record.cgroup_parent,
-        }
+        })
     }
+}
+
+/// The user namespace of a sandbox, which was checked when it was made.
+pub fn user_namespace(node: &Node, sandbox: &Sandbox) -> Result<Option<spec::UserNamespace>, Error> {
+    let config = sandbox.config();
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let Some(options) = security.and_then(|s| s.namespace_options.as_ref()) else {
+        return Ok(None);
+    };
+    let ranges = spec::user_ranges(options, &node.host);
+    let ranges = ranges.step("sandbox", &sandbox.id, "read the ranges of its user namespace")?;
+    Ok(ranges.map(|ranges| spec::UserNamespace {
+        path: node.paths.namespaces(&sandbox.id).join("user"),
+        ranges,
+    }))
 }
 
 fn image_view(image: &Image, config: &cri::ContainerConfig) -> spec::ImageView {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    container_events,
+    bundle, container_events,
     container_hooks::{self, When},
     container_stop,
     error::{Context, Error, io},
@@ -76,6 +76,7 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
             step: "remove the cgroup",
             message,
         })?;
+        bundle::unmount_layers(&bundle, &owned)?;
         for folder in [bundle, layer] {
             remove_all(&folder).map_err(io("container", &owned, "remove folder", &folder))?;
         }

@@ -22,7 +22,7 @@ pub fn status(node: &Node, request: &cri::StatusRequest) -> Result<cri::StatusRe
         runtime_handlers: handlers(node),
         features: Some(cri::RuntimeFeatures {
             supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
+            user_namespaces_host_network: node.host.user_namespaces,
             mount_options: true,
         }),
     })
@@ -67,7 +67,7 @@ fn handlers(node: &Node) -> Vec<cri::RuntimeHandler> {
         name: name.into(),
         features: Some(cri::RuntimeHandlerFeatures {
             recursive_read_only_mounts: true,
-            user_namespaces: false,
+            user_namespaces: node.host.user_namespaces,
         }),
     };
     names.into_iter().map(handler).collect()

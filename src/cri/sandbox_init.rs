@@ -9,6 +9,7 @@ use std::{
 };
 
 use super::{
+    container_create::user_namespace,
     error::{Context, Error, io},
     node::Node,
 };
@@ -66,8 +67,10 @@ async fn launch(node: &Node, sandbox: &Sandbox, bundle: &Path) -> Result<(Shim, 
             .then(|| pinned.join(name))
     };
     let (net, ipc, uts) = (path("net"), path("ipc"), path("uts"));
+    let user = user_namespace(node, sandbox)?;
     let init = spec::SandboxInit {
         id,
+        user: user.as_ref(),
         net_ns: net.as_deref(),
         ipc_ns: ipc.as_deref(),
         uts_ns: uts.as_deref(),

@@ -20,10 +20,11 @@ use super::{
     sandbox_files, sandbox_remove,
 };
 use crate::{
-    kind::Kind,
+    launcher::Ranges,
     network::{Dns, PodNetwork, PortMapping, Protocol, netns},
     pod::{Sandbox, SandboxEvent, SandboxRecord, SandboxState, Stage, new_id, now},
     proto::cri::{self, ContainerEventType, NamespaceMode},
+    spec,
 };
 
 const VERB: &str = "run sandbox";
@@ -89,6 +90,7 @@ fn name(config: &cri::PodSandboxConfig) -> Result<String, Error> {
 struct Asked {
     own_network: bool,
     own_ipc: bool,
+    user: Option<Ranges>,
     sysctls: BTreeMap<String, String>,
     ports: Vec<PortMapping>,
 }
@@ -106,18 +108,8 @@ impl Asked {
         if options.pid() == NamespaceMode::Target {
             return Err(invalid("pid mode TARGET is for containers, not for a sandbox"));
         }
-        if options
-            .userns_options
-            .as_ref()
-            .is_some_and(|u| u.mode() != NamespaceMode::Node)
-        {
-            return Err(Error::Wrong {
-                what: "sandbox",
-                id: name(config)?,
-                kind: Kind::Unimplemented,
-                message: "userns_options: user namespaces are not there yet; use mode NODE".into(),
-            });
-        }
+        let user = spec::user_ranges(&options, &node.host);
+        let user = user.step("sandbox", &name(config)?, "check the request")?;
         check_hostname(&config.hostname)?;
         let mut sysctls = BTreeMap::new();
         for (key, value) in &linux.sysctls {
@@ -144,6 +136,7 @@ impl Asked {
         Ok(Asked {
             own_network,
             own_ipc,
+            user,
             sysctls,
             ports,
         })
@@ -254,6 +247,9 @@ async fn make(
     if asked.own_ipc {
         namespaces.push("ipc".to_owned());
     }
+    if asked.user.is_some() {
+        namespaces.push("user".to_owned());
+    }
     let record = SandboxRecord {
         state: SandboxState::Making,
         created_at: now(),
@@ -345,6 +341,7 @@ fn pin(
         net: asked.own_network,
         ipc: asked.own_ipc,
         uts: asked.own_network,
+        user: asked.user.as_ref(),
         hostname: &sandbox.record().hostname,
         sysctls: &asked.sysctls,
     };

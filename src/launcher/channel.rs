@@ -17,6 +17,8 @@ use super::step::Failure;
 pub enum Word {
     /// The root is there; the master side of the terminal when one was asked for.
     Ready(Option<OwnedFd>),
+    /// Another process goes on in the place of the one that was cloned, which ends.
+    Moved(OwnedFd),
     /// Everything is mounted, the root is still the host's: it waits for the hooks.
     Hooks,
     Failed(Failure),
@@ -26,6 +28,7 @@ pub enum Word {
 
 const READY: u8 = 0xff;
 const HOOKS: u8 = 0xfe;
+const MOVED: u8 = 0xfd;
 
 /// The parent's end and the child's.
 pub fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
@@ -59,15 +62,24 @@ pub fn wait(socket: BorrowedFd<'_>) -> bool {
 
 /// Child: says Ready, and gives the terminal's master side to the parent.
 pub fn say_ready(socket: BorrowedFd<'_>, console: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    say(socket, READY, console)
+}
+
+/// Child: says which process, by its pidfd, goes on in its place.
+pub fn say_moved(socket: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) -> Result<(), Errno> {
+    say(socket, MOVED, Some(pidfd))
+}
+
+fn say(socket: BorrowedFd<'_>, word: u8, with: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [console.unwrap_or(socket)];
-    if console.is_some() {
+    let descriptors = [with.unwrap_or(socket)];
+    if with.is_some() {
         control.push(SendAncillaryMessage::ScmRights(&descriptors));
     }
     sendmsg(
         socket,
-        &[IoSlice::new(&[READY])],
+        &[IoSlice::new(&[word])],
         &mut control,
         SendFlags::NOSIGNAL,
     )?;
@@ -106,16 +118,15 @@ pub fn hear(socket: BorrowedFd<'_>) -> Result<Word, Errno> {
         }
     };
     let message = buffer.get(..received.bytes).unwrap_or_default();
+    let mut given = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
     match message {
         [] => Ok(Word::End),
         [HOOKS] => Ok(Word::Hooks),
-        [READY] => {
-            let console = control.drain().find_map(|message| match message {
-                RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-                _ => None,
-            });
-            Ok(Word::Ready(console))
-        }
+        [READY] => Ok(Word::Ready(given.take())),
+        [MOVED] => given.take().map(Word::Moved).ok_or(Errno::BADMSG),
         _ => Failure::decode(message).map(Word::Failed).ok_or(Errno::BADMSG),
     }
 }

@@ -11,7 +11,7 @@ use rustix::process::{WaitId, WaitIdOptions, fchdir, pivot_root, setsid, umask, 
 
 use crate::sys::clone::{Forked, exit};
 use crate::sys::mount::{self, Attributes};
-use crate::sys::{descriptor, namespace, signal};
+use crate::sys::{descriptor, signal};
 
 use super::console::{self, Console};
 use super::filesystem::{self, RDONLY};
@@ -34,6 +34,15 @@ pub fn fail(failure: &Failure, socket: BorrowedFd<'_>) -> ! {
 
 fn walk(prepared: &Prepared, socket: BorrowedFd<'_>) -> Walk<Infallible> {
     begin(&prepared.keep, socket)?;
+    let user = prepared.namespaces.user().is_some();
+    let mut procfs = filesystem::private_procfs()?;
+    identity::set_oom_score(prepared.oom_score_adj, procfs.as_fd())?;
+    if user {
+        if let Some(process) = &prepared.process {
+            identity::set_limits(process)?;
+        }
+        prepared.namespaces.enter_user(socket)?;
+    }
     prepared.namespaces.join()?;
     if let Some(hostname) = &prepared.hostname {
         rustix::system::sethostname(hostname.to_bytes()).at(Step::Hostname)?;
@@ -45,11 +54,18 @@ fn walk(prepared: &Prepared, socket: BorrowedFd<'_>) -> Walk<Infallible> {
     };
     mount::set_attributes_at(CWD, c"/", slave, true).at(Step::CutPropagation)?;
     let root = prepared.root.attach(&prepared.rootfs)?;
+    if user {
+        // Not before: the way to the mount point is open to the node's root alone.
+        identity::become_root()?;
+    }
     let Some(process) = &prepared.process else {
         change_root(root.as_fd())?;
-        sandbox_init::run(socket, prepared.stdio[0].as_fd());
+        sandbox_init::run(socket, prepared.stdio[0].as_fd(), prepared.nobody);
     };
-    let procfs = filesystem::private_procfs()?;
+    if user {
+        // Of this process and its pid namespace.
+        procfs = filesystem::private_procfs()?;
+    }
     let console = fill_root(prepared, process, root.as_fd())?;
     write_sysctls(prepared, procfs.as_fd())?;
     if prepared.waits_for_hooks {
@@ -61,10 +77,9 @@ fn walk(prepared: &Prepared, socket: BorrowedFd<'_>) -> Walk<Infallible> {
     change_root(root.as_fd())?;
     finish_root(prepared, root.as_fd())?;
 
-    identity::set_oom_score(process, procfs.as_fd())?;
     let labels = Labels::open(process, procfs.as_fd())?;
     let stdio = prepared.stdio.each_ref().map(AsFd::as_fd);
-    install_stdio(process, stdio, console.as_ref())?;
+    install_stdio(stdio, console.as_ref())?;
     channel::say_ready(socket, console.as_ref().map(|console| console.master.as_fd())).at(Step::Talk)?;
     execute(process, &labels, socket, true)
 }
@@ -94,11 +109,7 @@ pub fn begin(keep: &[RawFd], socket: BorrowedFd<'_>) -> Walk<()> {
         exit(128);
     }
     setsid().at(Step::Session)?;
-    match namespace::new_session_keyring() {
-        // A kernel without keys, or a seccomp filter around us.
-        Err(Errno::NOSYS | Errno::PERM) => Ok(()),
-        answer => answer.at(Step::Keyring),
-    }
+    identity::new_session_keyring()
 }
 
 /// Everything that is in the root, in the order of the plan.
@@ -178,16 +189,12 @@ fn finish_root(prepared: &Prepared, root: BorrowedFd<'_>) -> Walk<()> {
 }
 
 /// Standard input and output: those given, or the terminal, which then controls the session.
-pub fn install_stdio(
-    process: &process::Prepared,
-    stdio: [BorrowedFd<'_>; 3],
-    console: Option<&Console>,
-) -> Walk<()> {
+pub fn install_stdio(stdio: [BorrowedFd<'_>; 3], console: Option<&Console>) -> Walk<()> {
     let Some(console) = console else {
-        return identity::install_stdio(stdio, process);
+        return identity::install_stdio(stdio);
     };
     rustix::process::ioctl_tiocsctty(&console.slave).at(Step::Console)?;
-    identity::install_stdio([console.slave.as_fd(); 3], process)
+    identity::install_stdio([console.slave.as_fd(); 3])
 }
 
 /// Closes all but standard input and output, the channel (which closes at exec) and `more`
@@ -211,5 +218,10 @@ pub fn discard(forked: Forked) {
 /// In the parent; a child that has been reaped already is no error.
 pub fn kill_and_reap(pidfd: BorrowedFd<'_>) {
     let _ = rustix::process::pidfd_send_signal(pidfd, rustix::process::Signal::KILL);
+    reap(pidfd);
+}
+
+/// In the parent: waits for the end of a child.
+pub fn reap(pidfd: BorrowedFd<'_>) {
     while let Err(Errno::INTR) = waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED) {}
 }

@@ -4,8 +4,8 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Uid, chownat, major, makedev, minor, mknodat, openat, statat,
-    symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, Uid, chmodat, chownat, major, makedev, minor, mknodat, openat,
+    statat, symlinkat,
 };
 use rustix::io::Errno;
 
@@ -15,6 +15,7 @@ use super::Error;
 use super::path::{Leaf, NO_LINKS, find_or_make};
 use super::plan;
 use super::step::{At, Step, Walk};
+use super::user_namespace::Ranges;
 
 #[derive(Debug)]
 pub struct Prepared {
@@ -65,6 +66,30 @@ impl Prepared {
         self.try_make(root).at_index(Step::MakeDevice, index)
     }
 
+    /// In the parent, for a container in a user namespace: below the detached file system
+    /// that will be its /dev. Its own root owns folders and nodes.
+    pub fn make_in_dev(&self, dev: BorrowedFd<'_>, ranges: &Ranges) -> Result<(), Errno> {
+        let below = match self.folder.to_bytes().strip_prefix(b"/dev") {
+            Some(b"") => c"/".to_owned(),
+            Some(below @ [b'/', ..]) => CString::new(below).map_err(|_| Errno::INVAL)?,
+            // Outside of it only a process of the container could make a node, and may not.
+            _ => return Err(Errno::PERM),
+        };
+        let folder = find_or_make(dev, &below, Leaf::Folder, NO_LINKS)?;
+        own(folder.as_fd(), ranges)?;
+        let name = self.name.as_c_str();
+        match mknodat(&folder, name, self.kind, self.mode, self.number) {
+            Err(Errno::EXIST) => {}
+            answer => answer?,
+        }
+        let uid = ranges.host_uid(self.uid).ok_or(Errno::OVERFLOW)?;
+        let gid = ranges.host_gid(self.gid).ok_or(Errno::OVERFLOW)?;
+        let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+        chownat(&folder, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
+        // Whatever the umask is. Nothing in there is a link: it is ours.
+        chmodat(&folder, name, self.mode, AtFlags::empty())
+    }
+
     fn try_make(&self, root: BorrowedFd<'_>) -> Result<(), Errno> {
         let folder = find_or_make(root, &self.folder, Leaf::Folder, NO_LINKS)?;
         match mknodat(&folder, self.name.as_c_str(), self.kind, self.mode, self.number) {
@@ -88,6 +113,14 @@ impl Prepared {
             AtFlags::SYMLINK_NOFOLLOW,
         )
     }
+}
+
+/// Gives a folder to the root of a user namespace.
+pub fn own(folder: BorrowedFd<'_>, ranges: &Ranges) -> Result<(), Errno> {
+    let uid = ranges.host_uid(0).ok_or(Errno::OVERFLOW)?;
+    let gid = ranges.host_gid(0).ok_or(Errno::OVERFLOW)?;
+    let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+    chownat(folder, c"", owner.0, owner.1, AtFlags::EMPTY_PATH)
 }
 
 /// Where they lead, and their names in /dev.

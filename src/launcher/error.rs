@@ -68,6 +68,7 @@ impl Error {
             Self::Step { step, .. } => match step {
                 Step::OpenSource
                 | Step::SourceAttributes
+                | Step::MapOwners
                 | Step::MakeFileSystem
                 | Step::MakeTarget
                 | Step::Attach
@@ -123,6 +124,10 @@ fn explain(step: Step, errno: Errno) -> String {
         (Step::Seccomp, Errno::INVAL) => " (bad program or flags, or a kernel without seccomp)",
         (Step::Attach, Errno::INVAL | Errno::NOTDIR) => {
             " (only a folder goes over a folder, and a file over a file)"
+        }
+        (Step::MapOwners | Step::MapLayers, Errno::INVAL | Errno::PERM | Errno::OPNOTSUPP) => {
+            " (its file system, or that of a mount below it, cannot show other owners: many kinds of \
+             network and FUSE file systems cannot; leave it out of pods with hostUsers: false)"
         }
         (Step::Cwd, Errno::XDEV) => " (it is outside of the container's root)",
         _ => "",
@@ -189,6 +194,8 @@ fn name(plan: &LaunchPlan, step: Step, index: usize) -> Option<String> {
         Step::OpenLayer => format!(" {:?}", plan.rootfs.as_ref()?.lower.get(index)?),
         Step::OpenSource
         | Step::SourceAttributes
+        | Step::UserNamespace
+        | Step::MapOwners
         | Step::ImageVolume
         | Step::MakeFileSystem
         | Step::MakeTarget

@@ -16,6 +16,7 @@ use super::channel::{self, Word};
 use super::error::{Error, Names};
 use super::identity::{self, Labels};
 use super::step::{At, Failure, Step, Walk};
+use super::user_namespace::Ranges;
 use super::{Stdio, child, console, filesystem, namespace, process};
 
 /// The container to enter.
@@ -25,6 +26,8 @@ pub struct ExecTarget<'a> {
     pub pidfd: BorrowedFd<'a>,
     /// Of the container.
     pub cgroup: &'a Cgroup,
+    /// Of the container's user namespace, when it has one of its own.
+    pub user: Option<&'a Ranges>,
 }
 
 /// A process that was executed. The caller is its parent, and reaps it.
@@ -55,9 +58,12 @@ pub fn exec(
 ) -> Result<ExecProcess, Error> {
     let names = Names::new(process);
     let describe = |failure: Failure| names.describe(&failure, None);
-    let prepared = process::prepare(process)?;
+    let prepared = process::prepare(process, target.user)?;
     identity::make_undumpable().map_err(describe)?;
-    let stdio = stdio.into_array().at(Step::Stdio).map_err(describe)?;
+    let stdio = stdio
+        .into_array(prepared.host_uid)
+        .at(Step::Stdio)
+        .map_err(describe)?;
     let (socket, child_end) = channel::pair().at(Step::Channel).map_err(describe)?;
     let pidfd = rustix::io::fcntl_dupfd_cloexec(target.pidfd, 3)
         .at(Step::Channel)
@@ -72,7 +78,8 @@ pub fn exec(
         let forked = namespace::clone_in_pid_namespace(pidfd.as_fd(), 0, into).map_err(describe)?;
         let Forked::Parent { pid, pidfd: started } = forked else {
             let stdio = stdio.each_ref().map(AsFd::as_fd);
-            let Err(failure) = walk(&prepared, pidfd.as_fd(), stdio, &keep, child_end.as_fd());
+            let target = (pidfd.as_fd(), target.user.is_some());
+            let Err(failure) = walk(&prepared, target, stdio, &keep, child_end.as_fd());
             child::fail(&failure, child_end.as_fd())
         };
         drop(child_end);
@@ -117,7 +124,7 @@ fn converse(target: &ExecTarget<'_>, socket: BorrowedFd<'_>, pid: i32) -> Result
     loop {
         match channel::hear(socket).at(Step::Talk).map_err(Problem::Step)? {
             Word::Ready(master) => console = master,
-            Word::Hooks => {}
+            Word::Hooks | Word::Moved(_) => {}
             Word::Failed(failure) => return Err(Problem::Step(failure)),
             Word::End => return Ok(console),
         }
@@ -127,15 +134,26 @@ fn converse(target: &ExecTarget<'_>, socket: BorrowedFd<'_>, pid: i32) -> Result
 /// The child's side: no allocation, no lock, no log.
 fn walk(
     process: &process::Prepared,
-    init: BorrowedFd<'_>,
+    (init, user): (BorrowedFd<'_>, bool),
     stdio: [BorrowedFd<'_>; 3],
     keep: &[RawFd],
     socket: BorrowedFd<'_>,
 ) -> Walk<Infallible> {
     child::begin(keep, socket)?;
+    // What takes rights on the node, and a procfs that the container's mounts do not cover.
+    let procfs = filesystem::private_procfs()?;
+    identity::set_oom_score(process.oom_score_adj, procfs.as_fd())?;
+    let labels = Labels::open(process, procfs.as_fd())?;
+    if user {
+        identity::set_limits(process)?;
+    }
     // Refused with ESRCH when the init has ended. The mount namespace brings its root
     // and working folder with it.
-    kind::join(init, JOINED).at(Step::JoinNamespace)?;
+    let kinds = if user { JOINED | kind::USER } else { JOINED };
+    kind::join(init, kinds).at(Step::JoinNamespace)?;
+    if user {
+        identity::become_root()?;
+    }
     const ROOT: &CStr = c"/";
     let root = open(
         ROOT,
@@ -143,14 +161,11 @@ fn walk(
         Mode::empty(),
     )
     .at(Step::OpenRoot)?;
-    let procfs = filesystem::private_procfs()?;
-    identity::set_oom_score(process, procfs.as_fd())?;
-    let labels = Labels::open(process, procfs.as_fd())?;
     let console = match process.terminal {
         Some(size) => Some(console::open(root.as_fd(), process.uid.as_raw(), size).at(Step::Console)?),
         None => None,
     };
-    child::install_stdio(process, stdio, console.as_ref())?;
+    child::install_stdio(stdio, console.as_ref())?;
     if let Some(console) = &console {
         channel::say_ready(socket, Some(console.master.as_fd())).at(Step::Talk)?;
     }

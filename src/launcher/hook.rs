@@ -30,7 +30,6 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
 };
 
-use crate::cgroup::Cgroup;
 use crate::proto::plan::{Hook, Hooks, LaunchPlan, Process};
 use crate::sys::{hook as sys, namespace as kind};
 
@@ -276,10 +275,9 @@ impl AtStart {
     }
 
     /// Runs them in the container of the init, which waits.
-    pub fn run(&self, pid: i32, pidfd: BorrowedFd<'_>, cgroup: &Cgroup) -> Result<(), Error> {
+    pub fn run(&self, pid: i32, target: &ExecTarget<'_>) -> Result<(), Error> {
         let state = state(&self.id, "created", pid, &self.bundle, &self.annotations);
         for (number, (hook, process)) in self.hooks.iter().enumerate() {
-            let target = ExecTarget { pidfd, cgroup };
             let failed = |message: String| wrong("startContainer", &hook.path, message);
             let io = |error: std::io::Error| failed(format!("make its standard input: {error}"));
             let input = Input::new(&state).map_err(io)?;
@@ -289,7 +287,7 @@ impl AtStart {
                 stdout: null.map_err(|errno| io(errno.into()))?,
                 stderr: OwnedFd::from(input.stderr.try_clone().map_err(io)?),
             };
-            let running = exec(&target, process, &format!("hook-{number}"), stdio)
+            let running = exec(target, process, &format!("hook-{number}"), stdio)
                 .map_err(|error| failed(error.to_string()))?;
             let ended = within(limit(hook), running.pidfd.as_fd());
             if let Some(cgroup) = &running.cgroup {

@@ -16,7 +16,7 @@ use rustix::thread::{
     set_keep_capabilities, set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 
-use crate::sys::{capability, descriptor, exec, folder};
+use crate::sys::{capability, descriptor, exec, folder, namespace};
 
 use super::process::{Capabilities, Prepared};
 use super::step::{At, Failure, Step, Walk};
@@ -71,12 +71,31 @@ pub fn make_undumpable() -> Walk<()> {
 }
 
 /// Sets oom_score_adj, or the lowest value that is allowed without
-/// CAP_SYS_RESOURCE: a container must not fail to start for it.
-pub fn set_oom_score(process: &Prepared, procfs: BorrowedFd<'_>) -> Walk<()> {
-    let Some(wanted) = process.oom_score_adj else {
-        return Ok(());
-    };
-    oom_score(wanted, procfs).at(Step::OomScore)
+/// CAP_SYS_RESOURCE: a container must not fail to start for it. Takes a right on the
+/// node, so it comes before a user namespace is joined.
+pub fn set_oom_score(wanted: Option<i32>, procfs: BorrowedFd<'_>) -> Walk<()> {
+    wanted.map_or(Ok(()), |wanted| oom_score(wanted, procfs).at(Step::OomScore))
+}
+
+/// In a user namespace that was joined: from the node's root, who is nobody there,
+/// becomes the namespace's own.
+pub fn become_root() -> Walk<()> {
+    set_thread_groups(&[]).at(Step::BecomeRoot)?;
+    let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+    set_thread_res_gid(gid, gid, gid).at(Step::BecomeRoot)?;
+    set_thread_res_uid(uid, uid, uid).at(Step::BecomeRoot)?;
+    make_undumpable()?;
+    new_session_keyring()
+}
+
+/// Keys of whoever started us are nobody's business here; in a user namespace the
+/// keyring must be its root's own.
+pub fn new_session_keyring() -> Walk<()> {
+    match namespace::new_session_keyring() {
+        // A kernel without keys, or a seccomp filter around us.
+        Err(Errno::NOSYS | Errno::PERM) => Ok(()),
+        answer => answer.at(Step::Keyring),
+    }
 }
 
 fn oom_score(wanted: i32, procfs: BorrowedFd<'_>) -> Result<(), Errno> {
@@ -136,17 +155,9 @@ fn read_number(file: &OwnedFd) -> Result<i32, Errno> {
     text.trim().parse().map_err(|_| Errno::INVAL)
 }
 
-/// Installs descriptors 0, 1 and 2. Pipes are given to the user, who may want to open
-/// /dev/stdout; /dev/null and files stay whose they are.
-pub fn install_stdio(stdio: [BorrowedFd<'_>; 3], process: &Prepared) -> Walk<()> {
+/// Installs descriptors 0, 1 and 2.
+pub fn install_stdio(stdio: [BorrowedFd<'_>; 3]) -> Walk<()> {
     for (fd, number) in stdio.into_iter().zip(0..) {
-        let stat = rustix::fs::fstat(fd).at(Step::Stdio)?;
-        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
-        if matches!(kind, rustix::fs::FileType::Fifo | rustix::fs::FileType::Socket) {
-            let uid = rustix::fs::Uid::from_raw(process.uid.as_raw());
-            // Sockets may refuse; it is a courtesy.
-            let _ = rustix::fs::fchown(fd, Some(uid), None);
-        }
         descriptor::install(fd, number).at(Step::Stdio)?;
     }
     Ok(())
@@ -192,7 +203,7 @@ fn load_seccomp(process: &Prepared) -> Walk<()> {
 }
 
 /// A hard limit that may not be raised (without CAP_SYS_RESOURCE) becomes the one that is.
-fn set_limits(process: &Prepared) -> Walk<()> {
+pub fn set_limits(process: &Prepared) -> Walk<()> {
     for (resource, number, wanted) in &process.limits {
         let index = usize::try_from(*number).unwrap_or(usize::MAX);
         match setrlimit(*resource, *wanted) {

@@ -7,7 +7,7 @@
 //! for overlays that only mount(2) can make (before 6.8).
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{FileType, fstat};
 use rustix::mount::{OpenTreeFlags, UnmountFlags, open_tree, unmount};
@@ -17,7 +17,7 @@ use crate::proto::plan::{Mount, Rootfs};
 use crate::sys::mount::{self as attributes, Attributes};
 
 use super::filesystem::RDONLY;
-use super::overlay::{self, Problem, Root, Way};
+use super::overlay::{self, Mapping, Problem, Root, Way};
 use super::path::{FOLLOW, Leaf, find};
 use super::plan;
 use super::step::{At, Failure, Step, Walk};
@@ -33,13 +33,23 @@ pub struct ImageVolume {
 }
 
 impl ImageVolume {
-    pub fn prepare(index: usize, mount: &Mount, rootfs: &CStr) -> Result<ImageVolume, Problem> {
+    /// `user`: the user namespace that its owners are shown in.
+    pub fn prepare(
+        index: usize,
+        mount: &Mount,
+        rootfs: &CStr,
+        user: Option<BorrowedFd<'_>>,
+    ) -> Result<ImageVolume, Problem> {
         let layers = Rootfs {
             lower: mount.lower.clone(),
             readonly: true,
             ..Rootfs::default()
         };
-        let root = overlay::prepare(&layers, Way::Newest).map_err(|problem| match problem {
+        let mapping = user.map(|user| Mapping {
+            user,
+            mount_point: rootfs,
+        });
+        let root = overlay::prepare(&layers, Way::Newest, mapping).map_err(|problem| match problem {
             Problem::Step(failure) => Problem::Step(Failure {
                 step: Step::ImageVolume,
                 index: u16::try_from(index).unwrap_or(u16::MAX),
@@ -66,12 +76,15 @@ impl ImageVolume {
     }
 
     /// In the child: a detached mount of what was asked for.
-    pub fn attach(&self, index: usize) -> Walk<(OwnedFd, Leaf)> {
-        let volume = self.root.attach(&self.rootfs).map_err(|failure| Failure {
-            step: Step::ImageVolume,
-            index: u16::try_from(index).unwrap_or(u16::MAX),
-            ..failure
-        })?;
+    pub fn attach(&self, root: BorrowedFd<'_>, index: usize) -> Walk<(OwnedFd, Leaf)> {
+        let volume = self
+            .root
+            .attach_over(root, &self.rootfs)
+            .map_err(|failure| Failure {
+                step: Step::ImageVolume,
+                index: u16::try_from(index).unwrap_or(u16::MAX),
+                ..failure
+            })?;
         let part = find(volume.as_fd(), &self.sub_path, FOLLOW).at_index(Step::SubPath, index)?;
         let folder = FileType::from_raw_mode(fstat(&part).at_index(Step::SubPath, index)?.st_mode)
             == FileType::Directory;

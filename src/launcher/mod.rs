@@ -17,6 +17,7 @@ mod filesystem;
 mod hook;
 mod identity;
 mod image_volume;
+mod mapped_layers;
 mod mask;
 mod mount;
 mod namespace;
@@ -27,11 +28,12 @@ mod prepare;
 mod process;
 mod sandbox_init;
 mod step;
+mod user_namespace;
 
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::io::Errno;
@@ -45,6 +47,7 @@ pub use error::{Cause, Error};
 pub use exec::{ExecProcess, ExecTarget, exec, target_is_gone};
 pub use hook::{run as run_hook, state as hook_state};
 pub use step::Step;
+pub use user_namespace::{Holder, Range, Ranges};
 
 use channel::Word;
 use error::Names;
@@ -61,8 +64,17 @@ pub struct Stdio {
 }
 
 impl Stdio {
-    /// Away from 0, 1 and 2, which are about to be replaced in the child.
-    fn into_array(self) -> Result<[OwnedFd; 3], Errno> {
+    /// Away from 0, 1 and 2, which are about to be replaced in the child. Pipes are given
+    /// to the user (the node's number), who may want to open /dev/stdout; /dev/null and
+    /// files stay whose they are.
+    fn into_array(self, uid: u32) -> Result<[OwnedFd; 3], Errno> {
+        for fd in [&self.stdin, &self.stdout, &self.stderr] {
+            let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
+            if matches!(kind, rustix::fs::FileType::Fifo | rustix::fs::FileType::Socket) {
+                // Sockets may refuse; it is a courtesy.
+                let _ = rustix::fs::fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None);
+            }
+        }
         let high = |fd: OwnedFd| {
             if fd.as_raw_fd() > 2 {
                 Ok(fd)
@@ -83,6 +95,8 @@ pub struct Init {
     pub console: Option<OwnedFd>,
     /// To be killed and removed by the caller when the init has ended; knows which parents were made for it.
     pub cgroup: Cgroup,
+    /// Of its user namespace, when it has one.
+    pub user: Option<Ranges>,
     /// Gone when it has been started.
     channel: Option<OwnedFd>,
     names: Names,
@@ -124,6 +138,7 @@ fn create_by(plan: &LaunchPlan, bundle: &Path, stdio: Stdio, way: Way) -> Result
             pidfd,
             console,
             cgroup,
+            user: Some(Ranges::of_plan(&plan.uids, &plan.gids)).filter(|ranges| *ranges != Ranges::default()),
             channel: Some(channel),
             names,
             hooks: hook::AtStart::of(plan, bundle),
@@ -154,7 +169,7 @@ fn launch(
         .namespaces
         .clone(cgroup.fd_for_clone())
         .map_err(describe)?;
-    let Forked::Parent { pid, pidfd } = forked else {
+    let Forked::Parent { mut pid, mut pidfd } = forked else {
         child::run(&prepared, child_end.as_fd())
     };
     drop(child_end);
@@ -164,6 +179,13 @@ fn launch(
         channel::allow(socket.as_fd()).at(Step::Talk).map_err(describe)?;
         loop {
             match channel::hear(socket.as_fd()).at(Step::Talk).map_err(describe)? {
+                Word::Moved(next) => {
+                    // The first one has ended, or is about to.
+                    child::reap(pidfd.as_fd());
+                    pid = pid_of(next.as_fd()).at(Step::Talk).map_err(describe)?;
+                    pidfd = next;
+                    channel::allow(socket.as_fd()).at(Step::Talk).map_err(describe)?;
+                }
                 Word::Hooks => {
                     hook::before_pivot(plan, bundle, pid, pidfd.as_fd())?;
                     channel::allow(socket.as_fd()).at(Step::Talk).map_err(describe)?;
@@ -181,6 +203,16 @@ fn launch(
             Err(error)
         }
     }
+}
+
+/// The process of a pidfd, by its number here.
+fn pid_of(pidfd: BorrowedFd<'_>) -> Result<i32, Errno> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let info = std::fs::read_to_string(path).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))?;
+    let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"));
+    pid.and_then(|pid| pid.trim().parse().ok())
+        .filter(|pid| *pid > 0)
+        .ok_or(Errno::SRCH)
 }
 
 /// How a child died that said nothing.
@@ -215,7 +247,12 @@ impl Init {
         };
         let describe = |failure: Failure| self.names.describe(&failure, None);
         if let Some(hooks) = &self.hooks {
-            hooks.run(self.pid, self.pidfd.as_fd(), &self.cgroup)?;
+            let target = ExecTarget {
+                pidfd: self.pidfd.as_fd(),
+                cgroup: &self.cgroup,
+                user: self.user.as_ref(),
+            };
+            hooks.run(self.pid, &target)?;
         }
         match channel::allow(channel.as_fd()) {
             // It was killed while it waited: that is its exit, not a failure to start.
@@ -223,7 +260,7 @@ impl Init {
             answer => answer.at(Step::Talk).map_err(describe)?,
         }
         match channel::hear(channel.as_fd()).at(Step::Talk).map_err(describe)? {
-            Word::End | Word::Ready(_) | Word::Hooks => Ok(()),
+            Word::End | Word::Ready(_) | Word::Hooks | Word::Moved(_) => Ok(()),
             Word::Failed(failure) => Err(describe(failure)),
         }
     }

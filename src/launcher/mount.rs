@@ -17,8 +17,9 @@ use super::filesystem::{self, NODEV, NOEXEC, NOSUID, Parameter, RDONLY};
 use super::image_volume::ImageVolume;
 use super::overlay::Problem;
 use super::path::{FOLLOW, Leaf, find_or_make};
-use super::plan;
 use super::step::{At, Failure, Step, Walk};
+use super::user_namespace::{Holder, Ranges};
+use super::{device, plan};
 
 #[derive(Debug)]
 pub struct Prepared {
@@ -49,22 +50,40 @@ enum Source {
     },
 }
 
-/// Opens what `mount` needs. `cgroup` exists already; `rootfs` is where the root will be.
-pub fn prepare(index: usize, mount: &Mount, cgroup: &Cgroup, rootfs: &CStr) -> Result<Prepared, Problem> {
+/// What mounts are made with.
+#[derive(Clone, Copy, Debug)]
+pub struct Place<'a> {
+    /// The container's; it exists already.
+    pub cgroup: &'a Cgroup,
+    /// Where the root will be.
+    pub rootfs: &'a CStr,
+    /// The container's user namespace and its ranges, when it has one.
+    pub user: Option<(BorrowedFd<'a>, &'a Ranges)>,
+    /// What is made in /dev: in a user namespace nobody can make a device node, so the
+    /// file system comes with them.
+    pub devices: &'a [device::Prepared],
+}
+
+/// Opens what `mount` needs.
+pub fn prepare(index: usize, mount: &Mount, place: Place<'_>) -> Result<Prepared, Problem> {
     let name = |field: &str| format!("mounts[{index}].{field}");
     let target = plan::path(&name("target"), &mount.target).map_err(Problem::Plan)?;
     let kind = Kind::try_from(mount.kind)
         .map_err(|_| Problem::Plan(Error::plan(name("kind"), format!("{} is unknown", mount.kind))))?;
     let propagation = propagation(mount.propagation, &name("propagation")).map_err(Problem::Plan)?;
     let source = match kind {
-        Kind::Bind => bind(index, mount, propagation)?,
-        Kind::Overlay => Source::Image(ImageVolume::prepare(index, mount, rootfs)?),
+        Kind::Bind => bind(index, mount, propagation, place.user)?,
+        Kind::Overlay => {
+            let user = place.user.map(|(user, _)| user);
+            Source::Image(ImageVolume::prepare(index, mount, place.rootfs, user)?)
+        }
+        Kind::Tmpfs if is_dev(mount) && place.user.is_some() => dev(index, mount, place)?,
         Kind::Cgroup
             if !Layout::detect()
                 .map_err(|e| Problem::Plan(e.into()))?
                 .is_pure_v2() =>
         {
-            cgroups(index, mount, cgroup)?
+            cgroups(index, mount, place.cgroup)?
         }
         _ => file_system(index, mount, kind).map_err(Problem::Plan)?,
     };
@@ -87,13 +106,19 @@ pub fn propagation(value: i32, field: &str) -> Result<u64, Error> {
 
 /// A copy of the source's mounts that keeps their peer groups, so that what is slave
 /// or shared afterwards is so towards the host.
-fn bind(index: usize, mount: &Mount, propagation: u64) -> Walk<Source> {
+fn bind(
+    index: usize,
+    mount: &Mount,
+    propagation: u64,
+    user: Option<(BorrowedFd<'_>, &Ranges)>,
+) -> Walk<Source> {
     let source = plan::c_string(&mount.source).at_index(Step::OpenSource, index)?;
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if mount.bind_recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     let tree = open_tree(CWD, source, flags).at_index(Step::OpenSource, index)?;
+    map_owners(index, mount, tree.as_fd(), user)?;
     let change = Attributes {
         set: 0,
         clear: 0,
@@ -115,6 +140,57 @@ fn bind(index: usize, mount: &Mount, propagation: u64) -> Walk<Source> {
     Ok(Source::Tree {
         tree,
         leaf: if folder { Leaf::Folder } else { Leaf::File },
+    })
+}
+
+/// Shows the owners as the mount wants it: mostly in the container's own namespace.
+fn map_owners(
+    index: usize,
+    mount: &Mount,
+    tree: BorrowedFd<'_>,
+    user: Option<(BorrowedFd<'_>, &Ranges)>,
+) -> Walk<()> {
+    let wanted = Ranges::of_plan(&mount.uids, &mount.gids);
+    if wanted == Ranges::default() {
+        return Ok(());
+    }
+    if let Some((user, ranges)) = user
+        && *ranges == wanted
+    {
+        return attributes::map_owners(tree, user, mount.bind_recursive).at_index(Step::MapOwners, index);
+    }
+    let made = Holder::new(0, &wanted).and_then(|holder| holder.open());
+    let made = made.at_index(Step::UserNamespace, index)?;
+    attributes::map_owners(tree, made.as_fd(), mount.bind_recursive).at_index(Step::MapOwners, index)
+}
+
+/// Whether it is the tmpfs that a container has for devices.
+pub fn is_dev(mount: &Mount) -> bool {
+    mount.kind() == Kind::Tmpfs && mount.target.trim_end_matches('/') == "/dev"
+}
+
+/// /dev of a container in a user namespace, with its nodes.
+fn dev(index: usize, mount: &Mount, place: Place<'_>) -> Result<Source, Problem> {
+    let Source::FileSystem {
+        kind,
+        source,
+        parameters,
+    } = file_system(index, mount, Kind::Tmpfs).map_err(Problem::Plan)?
+    else {
+        return Err(Problem::Step(Failure::new(Step::MakeFileSystem, Errno::INVAL)));
+    };
+    let ranges = place.user.map(|(_, ranges)| ranges.clone()).unwrap_or_default();
+    let tree = filesystem::make(kind, &source, &parameters, mount.attr_set, Step::MakeFileSystem)
+        .map_err(|failure| numbered(failure, index))?;
+    for (index, device) in place.devices.iter().enumerate() {
+        device
+            .make_in_dev(tree.as_fd(), &ranges)
+            .at_index(Step::MakeDevice, index)?;
+    }
+    device::own(tree.as_fd(), &ranges).at_index(Step::MakeFileSystem, index)?;
+    Ok(Source::Tree {
+        tree,
+        leaf: Leaf::Folder,
     })
 }
 
@@ -197,7 +273,7 @@ impl Prepared {
                 filesystem::attach(tree.as_fd(), target.as_fd()).at_index(Step::Attach, index)
             }
             Source::Image(volume) => {
-                let (tree, leaf) = volume.attach(index)?;
+                let (tree, leaf) = volume.attach(root, index)?;
                 let target =
                     find_or_make(root, &self.target, leaf, FOLLOW).at_index(Step::MakeTarget, index)?;
                 filesystem::attach(tree.as_fd(), target.as_fd()).at_index(Step::Attach, index)

@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::proto::plan::{Namespace, namespace::Kind};
-use crate::sys::clone::{Forked, clone3};
+use crate::sys::clone::{Forked, clone_sibling, clone3, exit};
 use crate::sys::namespace as kind;
 
-use super::Error;
 use super::overlay::Problem;
 use super::step::{At, Step, Walk};
+use super::{Error, channel};
 
 #[derive(Debug, Default)]
 pub struct Namespaces {
@@ -21,6 +21,8 @@ pub struct Namespaces {
     cgroup: bool,
     pid: Option<(usize, OwnedFd)>,
     joined: Vec<(usize, u64, OwnedFd)>,
+    /// The pod's: everything that is made belongs to it.
+    user: Option<(usize, OwnedFd)>,
 }
 
 pub fn prepare(namespaces: &[Namespace]) -> Result<Namespaces, Problem> {
@@ -35,13 +37,16 @@ pub fn prepare(namespaces: &[Namespace]) -> Result<Namespaces, Problem> {
             Kind::Ipc => kind::IPC,
             Kind::Uts => kind::UTS,
             Kind::Cgroup => kind::CGROUP,
-            Kind::User => return Err(bad("user namespaces are not supported yet")),
+            Kind::User => kind::USER,
         };
         if seen & bit != 0 {
             return Err(bad("its kind is there twice"));
         }
         seen |= bit;
         if namespace.path.is_empty() {
+            if bit == kind::USER {
+                return Err(bad("a user namespace is the pod's; the path must not be empty"));
+            }
             if bit == kind::CGROUP {
                 prepared.cgroup = true;
             } else {
@@ -60,10 +65,10 @@ pub fn prepare(namespaces: &[Namespace]) -> Result<Namespaces, Problem> {
             Mode::empty(),
         )
         .at_index(Step::OpenNamespace, index)?;
-        if bit == kind::PID {
-            prepared.pid = Some((index, file));
-        } else {
-            prepared.joined.push((index, bit, file));
+        match bit {
+            kind::PID => prepared.pid = Some((index, file)),
+            kind::USER => prepared.user = Some((index, file)),
+            bit => prepared.joined.push((index, bit, file)),
         }
     }
     if prepared.made & kind::MOUNT == 0 {
@@ -80,20 +85,47 @@ impl Namespaces {
         self.made & kind::UTS != 0
     }
 
+    pub fn user(&self) -> Option<BorrowedFd<'_>> {
+        self.user.as_ref().map(|(_, file)| file.as_fd())
+    }
+
     pub fn descriptors(&self, into: &mut Vec<RawFd>) {
         into.extend(self.joined.iter().map(|(_, _, file)| file.as_raw_fd()));
+        into.extend(self.user.iter().map(|(_, file)| file.as_raw_fd()));
     }
 
     /// In the parent.
     pub fn clone(&self, cgroup: Option<BorrowedFd<'_>>) -> Walk<Forked> {
+        // What belongs to a user namespace is made in it: see `enter_user`.
+        let made = if self.user.is_some() { 0 } else { self.made };
         match &self.pid {
-            None => clone3(self.made, cgroup).at(Step::Clone),
+            None => clone3(made, cgroup).at(Step::Clone),
             Some((index, file)) => {
-                let joined = clone_in_pid_namespace(file.as_fd(), self.made, cgroup);
+                let joined = clone_in_pid_namespace(file.as_fd(), made, cgroup);
                 joined.map_err(|failure| super::step::Failure {
                     index: u16::try_from(*index).unwrap_or(u16::MAX),
                     ..failure
                 })
+            }
+        }
+    }
+
+    /// In the child: joins the pod's user namespace, and makes the container's own
+    /// namespaces so that they belong to it. A pid namespace is for children, so this
+    /// takes a second process, which alone returns: the parent is told of it, and the
+    /// first one ends. The second is still the node's root, with rights in the user
+    /// namespace only.
+    pub fn enter_user(&self, socket: BorrowedFd<'_>) -> Walk<()> {
+        let Some((index, file)) = &self.user else {
+            return Ok(());
+        };
+        kind::join(file.as_fd(), kind::USER).at_index(Step::JoinNamespace, *index)?;
+        match clone_sibling(self.made).at(Step::Clone)? {
+            // Its words must come after those of its introduction.
+            Forked::Child if channel::wait(socket) => Ok(()),
+            Forked::Child => exit(128),
+            Forked::Parent { pidfd, .. } => {
+                exit(i32::from(channel::say_moved(socket, pidfd.as_fd()).is_err()));
             }
         }
     }

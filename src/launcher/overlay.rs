@@ -1,8 +1,8 @@
 //! The root file system of a container: made detached, so that the host's mount
 //! table never sees it.
 
-use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -16,6 +16,7 @@ use crate::proto::plan::Rootfs;
 use crate::sys::mount::{self, Attributes};
 
 use super::filesystem::{self, NODEV, NOEXEC, NOSUID, RDONLY, complaint};
+use super::mapped_layers::{MappedLayers, mapped};
 use super::step::{At, Failure, Step, Walk};
 use super::{Error, plan};
 
@@ -40,8 +41,19 @@ const OPTIONS_MAX: usize = 4095;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Newest,
+    /// Mapped layers are attached for a moment.
+    #[cfg(test)]
+    Attached,
     #[cfg(test)]
     Legacy,
+}
+
+/// The user namespace through which the owners of layers are shown, and a folder where
+/// their mount can be for a moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Mapping<'a> {
+    pub user: BorrowedFd<'a>,
+    pub mount_point: &'a CStr,
 }
 
 /// What `prepare` fails with: a plan that is wrong, or a step.
@@ -73,7 +85,7 @@ pub fn empty() -> Walk<Root> {
     .map(Root::Detached)
 }
 
-pub fn prepare(rootfs: &Rootfs, way: Way) -> Result<Root, Problem> {
+pub fn prepare(rootfs: &Rootfs, way: Way, mapping: Option<Mapping<'_>>) -> Result<Root, Problem> {
     let bad = |field: &str, reason: &str| Problem::Plan(Error::plan(field, reason));
     if rootfs.lower.is_empty() {
         return Err(bad("rootfs.lower", "there is no layer"));
@@ -89,19 +101,40 @@ pub fn prepare(rootfs: &Rootfs, way: Way) -> Result<Root, Problem> {
         }
     }
     if rootfs.upper.is_empty() && rootfs.lower.len() == 1 {
-        return Ok(single(rootfs)?);
+        return Ok(single(rootfs, mapping)?);
+    }
+    if let Some(mapping) = mapping {
+        let old = || bad("namespaces", "layers in a user namespace need Linux 6.7");
+        return over_mapped(rootfs, way, mapping)?.ok_or_else(old);
     }
     if way == Way::Newest
-        && let Some(root) = detached(rootfs)?
+        && let Some(root) = detached(rootfs, None)?
     {
         return Ok(root);
     }
     legacy(rootfs)
 }
 
+/// None: this kernel cannot take layers one by one.
+fn over_mapped(rootfs: &Rootfs, way: Way, mapping: Mapping<'_>) -> Walk<Option<Root>> {
+    let mut layers = MappedLayers::open(&rootfs.lower, mapping.user)?;
+    if way == Way::Newest {
+        match detached(rootfs, Some(&layers)) {
+            Err(failure) if failure.errno == Errno::INVAL => {}
+            made => return made,
+        }
+    }
+    layers.attach(mapping.mount_point)?;
+    detached(rootfs, Some(&layers))
+}
+
 /// One layer and nothing to write to: overlay wants two, so the layer itself is it.
-fn single(rootfs: &Rootfs) -> Walk<Root> {
-    let layer = plan::c_string(rootfs.lower.first().map_or("", |layer| layer)).at(Step::OpenLayer)?;
+fn single(rootfs: &Rootfs, mapping: Option<Mapping<'_>>) -> Walk<Root> {
+    let layer = rootfs.lower.first().map_or("", |layer| layer);
+    if let Some(mapping) = mapping {
+        return mapped(layer, mapping.user).map(Root::Detached);
+    }
+    let layer = plan::c_string(layer).at(Step::OpenLayer)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let tree = open_tree(CWD, layer, flags).at(Step::OpenLayer)?;
     // The layer is shared with other containers: nothing may be written to it.
@@ -115,7 +148,7 @@ fn single(rootfs: &Rootfs) -> Walk<Root> {
 }
 
 /// None: this kernel cannot take layers one by one.
-fn detached(rootfs: &Rootfs) -> Walk<Option<Root>> {
+fn detached(rootfs: &Rootfs, mapped: Option<&MappedLayers>) -> Walk<Option<Root>> {
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at(Step::Overlay)?;
     let explained = |mut failure: Failure| {
         failure.detail = complaint(context.as_fd());
@@ -125,7 +158,8 @@ fn detached(rootfs: &Rootfs) -> Walk<Option<Root>> {
     // Long paths are given as descriptors, which live until the overlay has them.
     let mut opened = Vec::new();
     for (index, layer) in rootfs.lower.iter().enumerate() {
-        let path = shorten(layer, &mut opened).at_index(Step::OpenLayer, index)?;
+        let path = mapped.map_or_else(|| layer.clone(), |mapped| mapped.path(layer));
+        let path = shorten(&path, &mut opened).at_index(Step::OpenLayer, index)?;
         match fsconfig_set_string(&context, "lowerdir+", path.as_str()) {
             Err(Errno::INVAL) if index == 0 => return Ok(None),
             answer => answer.at_index(Step::OpenLayer, index).map_err(explained)?,
@@ -224,6 +258,18 @@ impl Root {
         match self {
             Self::Detached(fd) => Some(fd.as_raw_fd()),
             Self::Legacy { .. } => None,
+        }
+    }
+
+    /// In the child: puts it on top of the root of the container, and opens it.
+    /// `rootfs` is where that is; in a user namespace no path leads there any more.
+    pub fn attach_over(&self, root: BorrowedFd<'_>, rootfs: &CStr) -> Walk<OwnedFd> {
+        match self {
+            Self::Detached(fd) => {
+                filesystem::attach(fd.as_fd(), root).at(Step::AttachRoot)?;
+                rustix::io::fcntl_dupfd_cloexec(fd, 3).at(Step::OpenRoot)
+            }
+            Self::Legacy { .. } => self.attach(rootfs),
         }
     }
 

@@ -15,7 +15,9 @@ use crate::proto::plan::{LaunchPlan, mount::Kind};
 use super::filesystem::{Parameter, parameter};
 use super::namespace::Namespaces;
 use super::overlay::{self, Problem, Root, Way};
+use super::sandbox_init::NOBODY;
 use super::step::{At, Step};
+use super::user_namespace::Ranges;
 use super::{Error, Stdio, device, hook, mount, namespace, plan, process};
 
 #[derive(Debug)]
@@ -39,6 +41,9 @@ pub struct Prepared {
     pub sysctls: Vec<(CString, CString)>,
     /// None: the sandbox's init.
     pub process: Option<process::Prepared>,
+    pub oom_score_adj: Option<i32>,
+    /// The user of a sandbox's init.
+    pub nobody: u32,
     pub stdio: [OwnedFd; 3],
     /// Hooks run between the mounts and the change of the root.
     pub waits_for_hooks: bool,
@@ -50,6 +55,8 @@ pub struct Prepared {
 #[derive(Debug)]
 pub struct Checked {
     namespaces: Namespaces,
+    /// Of its user namespace, when it has one.
+    user: Option<Ranges>,
     process: Option<process::Prepared>,
     devices: Vec<device::Prepared>,
     masked: Vec<CString>,
@@ -59,9 +66,11 @@ pub struct Checked {
 }
 
 pub fn check(plan: &LaunchPlan) -> Result<Checked, Problem> {
+    let namespaces = namespace::prepare(&plan.namespaces)?;
+    let user = ranges(plan, &namespaces).map_err(Problem::Plan)?;
     let process = match (&plan.process, plan.sandbox_init) {
         (_, true) => None,
-        (Some(process), false) => Some(process::prepare(process).map_err(Problem::Plan)?),
+        (Some(process), false) => Some(process::prepare(process, user.as_ref()).map_err(Problem::Plan)?),
         (None, false) => return Err(Problem::Plan(Error::plan("process", "it is missing"))),
     };
     let paths = |field: &str, paths: &[String]| {
@@ -77,7 +86,8 @@ pub fn check(plan: &LaunchPlan) -> Result<Checked, Problem> {
         .enumerate()
         .map(|(index, device)| device::prepare(index, device));
     Ok(Checked {
-        namespaces: namespace::prepare(&plan.namespaces)?,
+        namespaces,
+        user,
         process,
         devices: devices.collect::<Result<_, _>>().map_err(Problem::Plan)?,
         masked: paths("masked_paths", &plan.masked_paths)?,
@@ -102,26 +112,48 @@ pub fn prepare(
         Err(Errno::EXIST) => {}
         answer => answer.at(Step::OpenRoot)?,
     }
+    let mount_point = plan::field("bundle", rootfs.as_os_str().as_bytes()).map_err(Problem::Plan)?;
+    let user = checked.namespaces.user();
+    let mapping = user.map(|user| overlay::Mapping {
+        user,
+        mount_point: &mount_point,
+    });
     let (root, readonly_root) = match &plan.rootfs {
         _ if plan.sandbox_init => (overlay::empty()?, false),
-        Some(rootfs) => (overlay::prepare(rootfs, way)?, rootfs.readonly),
+        Some(rootfs) => (overlay::prepare(rootfs, way, mapping)?, rootfs.readonly),
         None => return Err(Problem::Plan(Error::plan("rootfs", "it is missing"))),
     };
     let mounts: &[_] = if plan.sandbox_init { &[] } else { &plan.mounts };
-    let mount_point = plan::field("bundle", rootfs.as_os_str().as_bytes()).map_err(Problem::Plan)?;
+    let place = mount::Place {
+        cgroup,
+        rootfs: &mount_point,
+        user: user.zip(checked.user.as_ref()),
+        devices: &checked.devices,
+    };
+    let prepared_mounts = mounts
+        .iter()
+        .enumerate()
+        .map(|(index, mount)| mount::prepare(index, mount, place))
+        .collect::<Result<_, _>>()?;
+    // Those of a user namespace came with /dev.
+    let made = user.is_some() && mounts.iter().any(mount::is_dev);
+    let host_uid = checked.process.as_ref().map(|process| process.host_uid);
+    let nobody = checked.user.as_ref().map_or(NOBODY, |ranges| {
+        if ranges.host_uid(NOBODY).is_some() && ranges.host_gid(NOBODY).is_some() {
+            NOBODY
+        } else {
+            0
+        }
+    });
     let mut prepared = Prepared {
         hostname: hostname(plan, &checked.namespaces).map_err(Problem::Plan)?,
         namespaces: checked.namespaces,
         root,
         readonly_root,
         root_propagation: checked.root_propagation,
-        mounts: mounts
-            .iter()
-            .enumerate()
-            .map(|(index, mount)| mount::prepare(index, mount, cgroup, &mount_point))
-            .collect::<Result<_, _>>()?,
+        mounts: prepared_mounts,
         rootfs: mount_point,
-        devices: checked.devices,
+        devices: if made { Vec::new() } else { checked.devices },
         own_dev: !mounts
             .iter()
             .any(|mount| mount.kind() == Kind::Bind && mount.target.trim_end_matches('/') == "/dev"),
@@ -133,9 +165,12 @@ pub fn prepare(
             .collect(),
         readonly: checked.readonly,
         sysctls: checked.sysctls,
+        oom_score_adj: process::oom_score_adj(plan.process.as_ref().and_then(|p| p.oom_score_adj))
+            .map_err(Problem::Plan)?,
+        nobody,
         process: checked.process,
         waits_for_hooks: plan.hooks.as_ref().is_some_and(hook::any_before_pivot),
-        stdio: stdio.into_array().at(Step::Stdio)?,
+        stdio: stdio.into_array(host_uid.unwrap_or(0)).at(Step::Stdio)?,
         keep: Vec::new(),
     };
     let mut keep = Vec::new();
@@ -155,6 +190,20 @@ impl Prepared {
     pub fn keep(&mut self, fd: RawFd) {
         self.keep.push(fd);
         self.keep.sort_unstable();
+    }
+}
+
+/// The ranges of the user namespace that is joined.
+fn ranges(plan: &LaunchPlan, namespaces: &Namespaces) -> Result<Option<Ranges>, Error> {
+    let ranges = Ranges::of_plan(&plan.uids, &plan.gids);
+    match (namespaces.user(), ranges.host_uid(0), ranges.host_gid(0)) {
+        (None, _, _) if ranges == Ranges::default() => Ok(None),
+        (Some(_), Some(_), Some(_)) => Ok(Some(ranges)),
+        (None, _, _) => Err(Error::plan("uids", "there is no user namespace for these ranges")),
+        (Some(_), _, _) => Err(Error::plan(
+            "uids",
+            "the user namespace has no root: ranges must hold user and group 0",
+        )),
     }
 }
 

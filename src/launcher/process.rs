@@ -13,6 +13,7 @@ use crate::sys::seccomp::Program;
 
 use super::Error;
 use super::plan;
+use super::user_namespace::Ranges;
 
 #[derive(Debug)]
 pub struct Prepared {
@@ -22,6 +23,8 @@ pub struct Prepared {
     pub candidates: Vec<CString>,
     pub cwd: CString,
     pub uid: Uid,
+    /// The node's number of that user.
+    pub host_uid: u32,
     pub gid: Gid,
     pub groups: Vec<Gid>,
     pub capabilities: Capabilities,
@@ -47,7 +50,8 @@ pub struct Capabilities {
 /// Where programs are looked for when the environment has no PATH.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub fn prepare(process: &proto::Process) -> Result<Prepared, Error> {
+/// `user`: of the user namespace it will be in, of which all its ids are.
+pub fn prepare(process: &proto::Process, user: Option<&Ranges>) -> Result<Prepared, Error> {
     let command = process.args.first().filter(|command| !command.is_empty());
     let command = command.ok_or_else(|| Error::plan("process.args", "there is no command"))?;
     let args = strings("process.args", process.args.iter().map(String::as_bytes))?;
@@ -60,19 +64,30 @@ pub fn prepare(process: &proto::Process) -> Result<Prepared, Error> {
         })?),
     };
     let (apparmor, selinux) = labels(process)?;
+    let uid = id("process.uid", process.uid)?;
+    let gid = id("process.gid", process.gid)?;
+    let host_uid = user.map_or(Some(uid), |user| user.host_uid(uid));
+    let host_uid = host_uid.ok_or_else(|| unmapped("process.uid", uid))?;
+    if let Some(user) = user {
+        let lost = |gid: &&u32| user.host_gid(**gid).is_none();
+        if let Some(gid) = std::iter::once(&gid).chain(&process.groups).find(lost) {
+            return Err(unmapped("process.gid", *gid));
+        }
+    }
     Ok(Prepared {
+        host_uid,
         candidates: candidates(command, &process.env)?,
         args: Strings::new(args),
         env: Strings::new(env),
         cwd: plan::path("process.cwd", cwd)?,
-        uid: Uid::from_raw(id("process.uid", process.uid)?),
-        gid: Gid::from_raw(id("process.gid", process.gid)?),
+        uid: Uid::from_raw(uid),
+        gid: Gid::from_raw(gid),
         groups: process
             .groups
             .iter()
             .map(|group| id("process.groups", *group).map(Gid::from_raw))
             .collect::<Result<_, _>>()?,
-        capabilities: capabilities(process.capabilities.as_ref()),
+        capabilities: capabilities(process.capabilities.as_ref(), user.is_some()),
         no_new_privs: process.no_new_privs,
         seccomp,
         limits: process.rlimits.iter().map(limit).collect::<Result<_, _>>()?,
@@ -90,6 +105,10 @@ fn id(field: &str, id: u32) -> Result<u32, Error> {
         return Err(Error::plan(field, "4294967295 (-1) is not an id"));
     }
     Ok(id)
+}
+
+fn unmapped(field: &str, id: u32) -> Error {
+    Error::plan(field, format!("{id} is outside of the user namespace's ranges"))
 }
 
 fn strings<'a>(field: &str, from: impl Iterator<Item = &'a [u8]>) -> Result<Vec<CString>, Error> {
@@ -115,12 +134,16 @@ fn candidates(command: &str, env: &[Vec<u8>]) -> Result<Vec<CString>, Error> {
 }
 
 /// What this process does not hold itself it cannot give: "privileged" means the
-/// capabilities one has.
-fn capabilities(wanted: Option<&proto::Capabilities>) -> Capabilities {
+/// capabilities one has. In a user namespace all are there, whoever joins it.
+fn capabilities(wanted: Option<&proto::Capabilities>, user: bool) -> Capabilities {
     let Some(wanted) = wanted else {
         return Capabilities::default();
     };
-    let held = capability::get().map_or(0, |sets| sets.permitted) & capability::bounding();
+    let held = if user {
+        capability::known()
+    } else {
+        capability::get().map_or(0, |sets| sets.permitted) & capability::bounding()
+    };
     let permitted = wanted.permitted & held;
     // What is inheritable must be in the bounding set, for it is dropped first.
     let inheritable = wanted.inheritable & held & wanted.bounding;
@@ -179,7 +202,7 @@ fn limit(limit: &Rlimit) -> Result<(Resource, u32, rustix::process::Rlimit), Err
     ))
 }
 
-fn oom_score_adj(wanted: Option<i32>) -> Result<Option<i32>, Error> {
+pub fn oom_score_adj(wanted: Option<i32>) -> Result<Option<i32>, Error> {
     match wanted {
         Some(score) if !(-1000..=1000).contains(&score) => Err(Error::plan(
             "process.oom_score_adj",
@@ -256,7 +279,7 @@ mod tests {
 
     #[test]
     fn wrong_processes_are_refused() {
-        let wrong = |process: proto::Process| prepare(&process).unwrap_err().to_string();
+        let wrong = |process: proto::Process| prepare(&process, None).unwrap_err().to_string();
         let good = || proto::Process {
             args: vec!["x".into()],
             ..Default::default()

@@ -19,15 +19,16 @@ use super::step::{At, Step, Walk};
 use super::{channel, child};
 
 /// The user of a process that needs nothing, as that of the well-known pause image.
-const NOBODY: u32 = 65535;
+pub const NOBODY: u32 = 65535;
 
-/// Drops everything, says Ready, waits for Start, and reaps for ever.
-pub fn run(socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> ! {
-    let Err(failure) = walk(socket, null);
+/// Drops everything, becomes the user `nobody`, says Ready, waits for Start, and reaps
+/// for ever.
+pub fn run(socket: BorrowedFd<'_>, null: BorrowedFd<'_>, nobody: u32) -> ! {
+    let Err(failure) = walk(socket, null, nobody);
     child::fail(&failure, socket)
 }
 
-fn walk(socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Walk<Infallible> {
+fn walk(socket: BorrowedFd<'_>, null: BorrowedFd<'_>, nobody: u32) -> Walk<Infallible> {
     // Blocked, so that they wait for us even where the default would be to ignore them,
     // which for the first process of a namespace is all of them.
     signal::block_all().at(Step::Signals)?;
@@ -41,8 +42,8 @@ fn walk(socket: BorrowedFd<'_>, null: BorrowedFd<'_>) -> Walk<Infallible> {
     set_keep_capabilities(false).at(Step::Uid)?;
     set_thread_groups(&[]).at(Step::Groups)?;
     let (uid, gid) = (
-        rustix::process::Uid::from_raw(NOBODY),
-        rustix::process::Gid::from_raw(NOBODY),
+        rustix::process::Uid::from_raw(nobody),
+        rustix::process::Gid::from_raw(nobody),
     );
     set_thread_res_gid(gid, gid, gid).at(Step::Gid)?;
     set_thread_res_uid(uid, uid, uid).at(Step::Uid)?;

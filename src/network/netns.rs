@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     kind::{HasKind, Kind},
-    sys::unshare::unshare,
+    launcher::{Holder, Ranges},
+    sys::{namespace, unshare::unshare},
 };
 
 /// The namespaces a pod wants of its own.
@@ -27,6 +28,8 @@ pub struct Wanted<'a> {
     pub net: bool,
     pub ipc: bool,
     pub uts: bool,
+    /// A user namespace with these ranges, which the others belong to.
+    pub user: Option<&'a Ranges>,
     /// Written when `uts`; empty: left as inherited.
     pub hostname: &'a str,
     /// Keys as the kubelet gives them ("net.core.somaxconn"; slashes too).
@@ -86,11 +89,15 @@ const DEFAULT_SYSCTLS: [(&str, &str); 2] = [
 pub fn create(dir: &Path, want: &Wanted<'_>) -> Result<(), Error> {
     remove(dir)?;
     let sysctls = parse_sysctls(want)?;
-    if !(want.net || want.ipc || want.uts) {
+    if !(want.net || want.ipc || want.uts || want.user.is_some()) {
         return Ok(());
     }
     let made = in_thread(dir, || {
-        unshare(want.net, want.ipc, want.uts).map_err(|e| host::Error::new("make namespaces for", dir, e))?;
+        let failed = |e: io::Error| host::Error::new("make namespaces for", dir, e);
+        match want.user {
+            None => unshare(want.net, want.ipc, want.uts).map_err(failed)?,
+            Some(ranges) => pin_user(dir, want, ranges)?,
+        }
         set_up(want, &sysctls)?;
         for (name, wanted) in pins(want) {
             if wanted {
@@ -104,6 +111,26 @@ pub fn create(dir: &Path, want: &Wanted<'_>) -> Result<(), Error> {
         let _ = remove(dir);
     }
     made
+}
+
+/// Pins a user namespace, and moves the calling thread into the others, which belong to it.
+fn pin_user(dir: &Path, want: &Wanted<'_>, ranges: &Ranges) -> Result<(), host::Error> {
+    let failed = |step, e: rustix::io::Errno| host::Error::new(step, dir.join("user"), io::Error::from(e));
+    let wanted = [
+        (want.net, namespace::NETWORK),
+        (want.ipc, namespace::IPC),
+        (want.uts, namespace::UTS),
+    ];
+    let kinds = wanted
+        .iter()
+        .filter(|(wanted, _)| *wanted)
+        .fold(0, |kinds, (_, kind)| kinds | kind);
+    let holder = Holder::new(kinds, ranges).map_err(|e| failed("make the user namespace", e))?;
+    if kinds != 0 {
+        namespace::join(holder.pidfd(), kinds)
+            .map_err(|e| failed("enter the namespaces of the user namespace", e))?;
+    }
+    pin_file(&holder.path("user"), &dir.join("user"))
 }
 
 /// Writes the sysctls that are of the pod's link ("net.ipv4.conf.eth0.rp_filter"),
@@ -124,7 +151,7 @@ pub fn finish(dir: &Path, want: &Wanted<'_>) -> Result<(), Error> {
 /// Unpins whatever is in `dir`. Idempotent; the namespaces themselves go when
 /// the last process in them has gone.
 pub fn remove(dir: &Path) -> Result<(), Error> {
-    for name in ["net", "ipc", "uts"] {
+    for name in ["net", "ipc", "uts", "user"] {
         let path = dir.join(name);
         // Detached: a process that has the file open must not keep it in place.
         // More than once: an attempt that died may have been repeated over it.
@@ -226,7 +253,13 @@ fn set_up(want: &Wanted<'_>, sysctls: &[Sysctl<'_>]) -> Result<(), Error> {
 
 fn write(sysctl: &Sysctl<'_>, want: &Wanted<'_>) -> Result<(), Error> {
     let key = sysctl.key.to_owned();
-    match write_sysctl(&sysctl.path, sysctl.value) {
+    let mut written = write_sysctl(&sysctl.path, sysctl.value);
+    if let (Err(error), Some(ranges)) = (&written, want.user)
+        && error.source.kind() == io::ErrorKind::PermissionDenied
+    {
+        written = as_root_of(ranges, || write_sysctl(&sysctl.path, sysctl.value));
+    }
+    match written {
         Ok(()) => Ok(()),
         // A kernel without the default's file has not the restriction either.
         Err(e) if e.is_missing() && !want.sysctls.contains_key(&key) => Ok(()),
@@ -243,8 +276,25 @@ fn pins(want: &Wanted<'_>) -> [(&'static str, bool); 3] {
     [("net", want.net), ("ipc", want.ipc), ("uts", want.uts)]
 }
 
+/// Does something as the root of the user namespace, for the calling thread only: newer
+/// kernels let nobody else write the sysctls of an ipc namespace, the node's root neither.
+fn as_root_of(ranges: &Ranges, work: impl FnOnce() -> Result<(), host::Error>) -> Result<(), host::Error> {
+    let become_user = |uid: u32| {
+        let (root, uid) = (rustix::thread::Uid::ROOT, rustix::thread::Uid::from_raw(uid));
+        rustix::thread::set_thread_res_uid(root, uid, root)
+            .map_err(|e| host::Error::new("become the root of", "the user namespace", e))
+    };
+    become_user(ranges.host_uid(0).unwrap_or(0))?;
+    let done = work();
+    become_user(0)?;
+    done
+}
+
 fn pin(name: &str, path: &Path) -> Result<(), host::Error> {
+    pin_file(&format!("/proc/thread-self/ns/{name}"), path)
+}
+
+fn pin_file(namespace: &str, path: &Path) -> Result<(), host::Error> {
     fs::File::create_new(path).map_err(|e| host::Error::new("make namespace file", path, e))?;
-    rustix::mount::mount_bind(format!("/proc/thread-self/ns/{name}"), path)
-        .map_err(|e| host::Error::new("pin namespace", path, e))
+    rustix::mount::mount_bind(namespace, path).map_err(|e| host::Error::new("pin namespace", path, e))
 }

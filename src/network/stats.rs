@@ -108,6 +108,7 @@ mod tests {
     fn counters_are_those_of_the_namespace() {
         let dir = tempfile::tempdir().unwrap();
         let want = Wanted {
+            user: None,
             net: true,
             ipc: false,
             uts: false,

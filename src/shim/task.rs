@@ -426,6 +426,7 @@ impl Task {
         let target = ExecTarget {
             pidfd: self.init.pidfd.as_fd(),
             cgroup: &self.init.cgroup,
+            user: self.init.user.as_ref(),
         };
         let started = self.execs.start(id, &target);
         allocator::trim();

@@ -13,7 +13,7 @@ use super::{
     host::Host,
     mounts, namespaces, plan, process,
     resources::{self, oom_score_adj},
-    seccomp, security, signal, user,
+    seccomp, security, signal, user, user_namespace,
 };
 use crate::proto::{
     cri::{self, LinuxContainerResources, LinuxContainerSecurityContext},
@@ -39,11 +39,17 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
 
     // Who and what runs.
     let identity = user::resolve(inputs)?;
+    user_namespace::check_ids(inputs, identity.uid, &identity.groups)?;
     let made = process::process(inputs, &identity)?;
     let mut process = made.process;
     let asked = request.linux.as_ref().and_then(|linux| linux.resources.as_ref());
     // What it may do.
-    let capabilities = capability::of_request(security, inputs.host)?;
+    // Whoever is root of a user namespace has all of them there.
+    let held = match inputs.sandbox.user {
+        Some(_) => crate::sys::capability::known(),
+        None => inputs.host.capabilities,
+    };
+    let capabilities = capability::of_request(security, held)?;
     let bounding = capability::bounding(Some(&capabilities));
     let seccomp = seccomp::of_request(security, bounding, inputs.host)?;
     security::check_selinux(security, inputs.host)?;
@@ -71,6 +77,9 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(readonly))
         .set_seccomp(seccomp);
+    if let Some((uids, gids)) = user_namespace::mappings(inputs) {
+        linux.set_uid_mappings(Some(uids)).set_gid_mappings(Some(gids));
+    }
     let mut annotations = made.annotations;
     annotations.extend(cri_annotations(inputs));
     let mut spec = assemble(
@@ -203,6 +212,7 @@ pub fn sandbox_plan(sandbox: &SandboxInit<'_>, host: &Host) -> Result<wire::Laun
         (Kind::Network, sandbox.net_ns),
         (Kind::Ipc, sandbox.ipc_ns),
         (Kind::Uts, sandbox.uts_ns),
+        (Kind::User, sandbox.user.map(|user| user.path.as_path())),
     ];
     let new = [
         (Kind::Pid, Some(Path::new(""))),
@@ -216,7 +226,18 @@ pub fn sandbox_plan(sandbox: &SandboxInit<'_>, host: &Host) -> Result<wire::Laun
             path: plan::text("namespaces", path)?,
         });
     }
+    let ranges = sandbox.user.map(|user| &user.ranges);
+    let ids = |ranges: &[crate::launcher::Range]| {
+        let id = |range: &crate::launcher::Range| wire::IdRange {
+            container: range.container,
+            host: range.host,
+            length: range.length,
+        };
+        ranges.iter().map(id).collect()
+    };
     Ok(wire::LaunchPlan {
+        uids: ranges.map_or_else(Vec::new, |ranges| ids(&ranges.uids)),
+        gids: ranges.map_or_else(Vec::new, |ranges| ids(&ranges.gids)),
         id: sandbox.id.to_owned(),
         namespaces: list,
         sandbox_init: true,

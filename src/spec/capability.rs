@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 
-use super::{Error, host::Host};
+use super::Error;
 use crate::proto::{cri, plan as wire};
 
 /// By number, capabilities(7); index 0 is CAP_CHOWN.
@@ -108,15 +108,16 @@ fn set_of(bits: u64) -> Capabilities {
 
 /// The sets of a request, in this order: ALL added, ALL dropped, each added, each
 /// dropped; so that "add ALL, drop CHOWN" and "drop ALL, add CHOWN" mean what they say.
+/// `held` are those that the container can be given.
 ///
 /// Inheritable stays empty but for ambient ones (CVE-2022-24769). For a user other
 /// than root the kernel empties permitted and effective at the exec, unless ambient.
 pub(super) fn of_request(
     context: &cri::LinuxContainerSecurityContext,
-    host: &Host,
+    held: u64,
 ) -> Result<LinuxCapabilities, Error> {
     if context.privileged {
-        return Ok(sets(host.capabilities, 0));
+        return Ok(sets(held, 0));
     }
     let none = cri::Capability::default();
     let asked = context.capabilities.as_ref().unwrap_or(&none);
@@ -125,13 +126,9 @@ pub(super) fn of_request(
     let drop = Named::parse(&format!("{FIELD}.drop_capabilities"), &asked.drop_capabilities)?;
     let ambient_field = format!("{FIELD}.add_ambient_capabilities");
     let ambient = Named::parse(&ambient_field, &asked.add_ambient_capabilities)?;
-    let ambient = if ambient.all {
-        host.capabilities
-    } else {
-        ambient.bits
-    };
+    let ambient = if ambient.all { held } else { ambient.bits };
 
-    let missing = (add.bits | ambient) & !host.capabilities;
+    let missing = (add.bits | ambient) & !held;
     if missing != 0 {
         return Err(Error::precondition(
             format!("{FIELD}.add_capabilities"),
@@ -147,12 +144,12 @@ pub(super) fn of_request(
         .filter_map(|name| bit(name))
         .fold(0, |set, bit| set | bit);
     if add.all {
-        set = host.capabilities;
+        set = held;
     }
     if drop.all {
         set = 0;
     }
-    set = ((set | add.bits | ambient) & !drop.bits) & host.capabilities;
+    set = ((set | add.bits | ambient) & !drop.bits) & held;
     if ambient & !set != 0 {
         return Err(Error::invalid(
             ambient_field,
@@ -220,10 +217,7 @@ pub(super) fn plan(capabilities: Option<&LinuxCapabilities>) -> wire::Capabiliti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        kind::{HasKind, Kind},
-        spec::tests::host,
-    };
+    use crate::kind::{HasKind, Kind};
 
     fn bounding_of(add: &[&str], drop: &[&str], held: u64) -> Result<u64, Error> {
         let strings = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
@@ -235,9 +229,7 @@ mod tests {
             }),
             ..Default::default()
         };
-        let mut host = host();
-        host.capabilities = held;
-        Ok(bounding(Some(&of_request(&context, &host)?)))
+        Ok(bounding(Some(&of_request(&context, held)?)))
     }
 
     const ALL: u64 = (1 << 41) - 1;
@@ -296,7 +288,7 @@ mod tests {
     #[test]
     fn ambient_is_in_all_sets_and_nothing_else_is_inheritable() {
         let mut context = cri::LinuxContainerSecurityContext::default();
-        let plain = plan(Some(&of_request(&context, &host()).unwrap()));
+        let plain = plan(Some(&of_request(&context, ALL).unwrap()));
         assert_eq!((plain.inheritable, plain.ambient), (0, 0));
         assert_eq!(
             (plain.effective, plain.permitted),
@@ -307,12 +299,12 @@ mod tests {
             ..Default::default()
         };
         context.capabilities = Some(asked.clone());
-        let ambient = plan(Some(&of_request(&context, &host()).unwrap()));
+        let ambient = plan(Some(&of_request(&context, ALL).unwrap()));
         assert_eq!((ambient.inheritable, ambient.ambient), (1 << 12, 1 << 12));
         assert_ne!(ambient.bounding & 1 << 12, 0);
         asked.drop_capabilities = vec!["NET_ADMIN".into()];
         context.capabilities = Some(asked);
-        assert!(of_request(&context, &host()).is_err());
+        assert!(of_request(&context, ALL).is_err());
     }
 
     #[test]
@@ -325,6 +317,6 @@ mod tests {
             }),
             ..Default::default()
         };
-        assert_eq!(bounding(Some(&of_request(&context, &host()).unwrap())), ALL);
+        assert_eq!(bounding(Some(&of_request(&context, ALL).unwrap())), ALL);
     }
 }

@@ -25,6 +25,8 @@ pub struct Host {
     pub capabilities: u64,
     /// (6, 18)
     pub kernel: (u32, u32),
+    /// Pods can have user namespaces of their own.
+    pub user_namespaces: bool,
     pub apparmor: bool,
     pub selinux: bool,
     /// Swap can be limited.
@@ -48,10 +50,14 @@ impl Host {
         let may_raise = capabilities & CAP_SYS_RESOURCE != 0;
         let own_cgroup = own_v2_cgroup()?;
         let v2_controllers = v2_controllers()?;
+        let kernel = kernel_version();
+        let most = read("/proc/sys/user/max_user_namespaces")?;
         Ok(Host {
             unified,
             capabilities,
-            kernel: kernel_version(),
+            kernel,
+            // Overlays upon mapped layers, and a mapped tmpfs (6.3).
+            user_namespaces: kernel >= (6, 7) && most.trim().parse().is_ok_and(|most: u64| most > 0),
             apparmor: read("/sys/module/apparmor/parameters/enabled")?.starts_with('Y'),
             selinux: fs_type(Path::new("/sys/fs/selinux")) == Some(SELINUX_MAGIC),
             swap_limit: if unified {

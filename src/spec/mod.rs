@@ -33,6 +33,7 @@ mod seccomp_prelude;
 mod security;
 mod signal;
 mod user;
+mod user_namespace;
 
 #[cfg(test)]
 mod tests;
@@ -44,7 +45,10 @@ use std::{
 
 pub use oci_spec::runtime::Spec;
 
-use crate::proto::{cri, plan as wire};
+use crate::{
+    launcher::Ranges,
+    proto::{cri, plan as wire},
+};
 
 pub use self::{
     build::{build, sandbox_plan},
@@ -56,6 +60,7 @@ pub use self::{
     plan::plan,
     resources::{Update, resources, update_resources},
     signal::{parse_signal, signal_number, signal_of},
+    user_namespace::user_ranges,
 };
 
 /// What [`build`] is made from.
@@ -99,6 +104,8 @@ pub struct SandboxView {
     pub net_ns: Option<PathBuf>,
     pub ipc_ns: Option<PathBuf>,
     pub uts_ns: Option<PathBuf>,
+    /// `None`: the node's.
+    pub user: Option<UserNamespace>,
     /// The PID namespace that the pod's containers share, `/proc/PID/ns/pid` of the
     /// sandbox's init; `None`: the pod shares none.
     pub pid_ns: Option<PathBuf>,
@@ -113,6 +120,13 @@ pub struct SandboxView {
     pub hosts: Option<PathBuf>,
     /// The pod's cgroup below the root of each hierarchy: "/berth/pod1".
     pub cgroup_parent: String,
+}
+
+/// The user namespace of a pod.
+#[derive(Clone, Debug)]
+pub struct UserNamespace {
+    pub path: PathBuf,
+    pub ranges: Ranges,
 }
 
 /// An image's config, as far as it says how to run. Written by whoever made the
@@ -200,6 +214,7 @@ pub struct SandboxInit<'a> {
     pub net_ns: Option<&'a Path>,
     pub ipc_ns: Option<&'a Path>,
     pub uts_ns: Option<&'a Path>,
+    pub user: Option<&'a UserNamespace>,
     pub cgroup_parent: &'a str,
 }
 

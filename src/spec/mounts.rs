@@ -12,9 +12,11 @@ use std::{
 
 use oci_spec::runtime::Mount;
 
-use super::{Error, Inputs, Volume, image_volumes, propagation};
+use super::{Error, Inputs, Volume, image_volumes, propagation, user_namespace};
 use crate::proto::cri::{self, ContainerConfig, MountPropagation, NamespaceMode};
 
+/// The group of terminals, as everywhere.
+const TTY: u32 = 5;
 const PROC_MAGIC: u64 = 0x9fa0;
 
 /// Files of /proc over which a mount is allowed, as lxcfs does it. Anything else
@@ -77,7 +79,8 @@ pub(super) fn mounts(inputs: &Inputs<'_>, warnings: &mut Vec<String>) -> Result<
     rest.extend(
         volumes
             .iter()
-            .map(|v| bind(&v.host_path, &v.container_path, &["rbind", "rprivate", "rw"])),
+            .map(|v| bind(&v.host_path, &v.container_path, &["rbind", "rprivate", "rw"]))
+            .map(|mount| user_namespace::own(mount, inputs)),
     );
     rest.sort_by_key(|mount| mount.destination().components().count());
 
@@ -137,7 +140,31 @@ fn defaults(inputs: &Inputs<'_>) -> Vec<Mount> {
     ]
     .into_iter()
     .map(|(target, kind, source, options)| mount(target, kind, Path::new(source), options))
+    .map(|mount| in_user_namespace(mount, inputs))
     .collect()
+}
+
+/// A default mount as it is possible in a user namespace.
+fn in_user_namespace(mut default: Mount, inputs: &Inputs<'_>) -> Mount {
+    let Some(user) = &inputs.sandbox.user else {
+        return default;
+    };
+    let target = default.destination().to_string_lossy().into_owned();
+    if target == "/sys" && inputs.sandbox.net_ns.is_none() {
+        // A new sysfs is for who has rights in the network namespace, here the node's.
+        return bind(
+            Path::new("/sys"),
+            &target,
+            &["bind", "rprivate", "nosuid", "noexec", "nodev", "ro"],
+        );
+    }
+    if user.ranges.host_gid(TTY).is_none()
+        && let Some(mut options) = default.options().clone()
+    {
+        options.retain(|option| *option != format!("gid={TTY}"));
+        default.set_options(Some(options));
+    }
+    default
 }
 
 /// The pod's own files. Read-only when the container's root is.
@@ -164,6 +191,9 @@ fn pod_mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
     };
     mounts.extend(shm.map(|shm| bind(shm, "/dev/shm", &["rbind", "rprivate", "rw"])));
     mounts
+        .into_iter()
+        .map(|mount| user_namespace::own(mount, inputs))
+        .collect()
 }
 
 struct Requested {
@@ -208,6 +238,13 @@ fn requested(
             )?;
             ("rslave", Some("rslave"))
         }
+        MountPropagation::PropagationBidirectional if inputs.sandbox.user.is_some() => {
+            return Err(Error::invalid(
+                field("propagation"),
+                "bidirectional is not possible in a user namespace, whose mounts the node never sees; \
+                 set hostUsers: true, or use HostToContainer",
+            ));
+        }
         MountPropagation::PropagationBidirectional => {
             propagation::check(source, &["shared:"], "shared", &field("propagation"))?;
             // Sorts before "rslave", which it must win over.
@@ -239,8 +276,10 @@ fn requested(
             field("selinux_relabel")
         ));
     }
+    let mount = bind(source, &target, &options);
+    let (uids, gids) = (&asked.uid_mappings, &asked.gid_mappings);
     Ok(Requested {
-        mount: bind(source, &target, &options),
+        mount: user_namespace::of_request(mount, &asked.container_path, uids, gids)?,
         rootfs_propagation,
     })
 }
@@ -275,12 +314,6 @@ fn refuse(asked: &cri::Mount) -> Result<(), Error> {
         return Err(Error::invalid(
             field("image_sub_path"),
             "only possible together with image",
-        ));
-    }
-    if !asked.uid_mappings.is_empty() || !asked.gid_mappings.is_empty() {
-        return Err(Error::unsupported(
-            field("uidMappings"),
-            "user namespaces are not there yet; set hostUsers: true in the pod",
         ));
     }
     if asked.image.is_some() {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
-use super::{Error, Inputs};
+use super::{Error, Inputs, user_namespace};
 use crate::proto::cri::{NamespaceMode, NamespaceOption};
 
 const FIELD: &str = "linux.security_context.namespace_options";
@@ -30,9 +30,11 @@ fn of_sandbox(inputs: &Inputs<'_>) -> Option<NamespaceOption> {
 /// A type that is not listed is shared with the host.
 pub(super) fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, Error> {
     let options = options(inputs);
-    refuse_user_namespace(&options)?;
+    user_namespace::check(&options, inputs)?;
     let sandbox = inputs.sandbox;
     let mut list = vec![new(LinuxNamespaceType::Mount)];
+    let user = sandbox.user.as_ref();
+    list.extend(user.map(|user| join(LinuxNamespaceType::User, &user.path)));
     list.extend(pid(inputs, &options)?);
     list.extend(of_pod(
         "network",
@@ -52,9 +54,10 @@ pub(super) fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>, Err
             .as_deref()
             .map(|path| join(LinuxNamespaceType::Uts, path)),
     );
-    // As containerd: on v1 and for privileged containers the host's tree is shown.
+    // As containerd: on v1 and for privileged containers the host's tree is shown. In a
+    // user namespace nobody may mount that.
     let privileged = super::context(inputs.request).is_some_and(|context| context.privileged);
-    if inputs.host.unified && !privileged {
+    if inputs.host.unified && (!privileged || user.is_some()) {
         list.push(new(LinuxNamespaceType::Cgroup));
     }
     Ok(list)
@@ -105,25 +108,6 @@ fn of_pod(
         (other, _) => Err(Error::invalid(
             field,
             format!("{} is not possible here", other.as_str_name()),
-        )),
-    }
-}
-
-fn refuse_user_namespace(options: &NamespaceOption) -> Result<(), Error> {
-    let field = format!("{FIELD}.userns_options");
-    let Some(user) = &options.userns_options else {
-        return Ok(());
-    };
-    match mode(&field, user.mode)? {
-        NamespaceMode::Node if user.uids.is_empty() && user.gids.is_empty() => Ok(()),
-        NamespaceMode::Node => Err(Error::invalid(field, "mappings are only possible with mode POD")),
-        NamespaceMode::Pod => Err(Error::unsupported(
-            field,
-            "user namespaces are not there yet; set hostUsers: true in the pod",
-        )),
-        other => Err(Error::invalid(
-            field,
-            format!("mode {} is not possible", other.as_str_name()),
         )),
     }
 }
@@ -282,7 +266,6 @@ mod tests {
             })
         };
         for (mode, expected) in [
-            (NamespaceMode::Pod, Some(Kind::Unimplemented)),
             (NamespaceMode::Container, Some(Kind::InvalidArgument)),
             (NamespaceMode::Target, Some(Kind::InvalidArgument)),
             (NamespaceMode::Node, None),

@@ -6,7 +6,8 @@
 use std::path::Path;
 
 use oci_spec::runtime::{
-    Linux, LinuxDevice, LinuxDeviceType, LinuxNamespaceType, LinuxSeccomp, PosixRlimitType, Process, Spec,
+    Linux, LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, LinuxSeccomp, PosixRlimitType,
+    Process, Spec,
 };
 
 use super::{Error, Launch, capability, devices, hooks, plan_mounts, process, resources, seccomp_compile};
@@ -22,6 +23,8 @@ pub fn plan(spec: &Spec, launch: &Launch<'_>) -> Result<wire::LaunchPlan, Error>
     };
     refuse(spec, linux, process)?;
     let namespaces = namespaces(linux)?;
+    let uids = id_ranges(linux.uid_mappings().as_deref());
+    let gids = id_ranges(linux.gid_mappings().as_deref());
     let limits = linux.resources().as_ref().map(resources::plan).transpose()?;
     let cgroup = linux.cgroups_path().as_deref().unwrap_or(Path::new(""));
     if !cgroup.is_absolute() {
@@ -61,6 +64,8 @@ pub fn plan(spec: &Spec, launch: &Launch<'_>) -> Result<wire::LaunchPlan, Error>
         sandbox_init: false,
         hooks: hooks::plan(spec)?,
         rootfs_propagation: propagation(linux.rootfs_propagation().as_deref())?.into(),
+        uids,
+        gids,
     })
 }
 
@@ -94,7 +99,12 @@ fn namespaces(linux: &Linux) -> Result<Vec<wire::Namespace>, Error> {
             LinuxNamespaceType::Ipc => Kind::Ipc,
             LinuxNamespaceType::Uts => Kind::Uts,
             LinuxNamespaceType::Cgroup => Kind::Cgroup,
-            LinuxNamespaceType::User | LinuxNamespaceType::Time => {
+            // One that nobody has made would go with the container, and its layers' owners.
+            LinuxNamespaceType::User if namespace.path().is_none() => {
+                return Err(absent("linux.namespaces: a new user namespace"));
+            }
+            LinuxNamespaceType::User => Kind::User,
+            LinuxNamespaceType::Time => {
                 return Err(absent(&format!("linux.namespaces {:?}", namespace.typ())));
             }
         };
@@ -119,6 +129,15 @@ fn namespaces(linux: &Linux) -> Result<Vec<wire::Namespace>, Error> {
         return Err(Error::spec("linux.namespaces", "a new mount namespace is needed"));
     }
     Ok(list)
+}
+
+pub(super) fn id_ranges(mappings: Option<&[LinuxIdMapping]>) -> Vec<wire::IdRange> {
+    let range = |mapping: &LinuxIdMapping| wire::IdRange {
+        container: mapping.container_id(),
+        host: mapping.host_id(),
+        length: mapping.size(),
+    };
+    mappings.unwrap_or_default().iter().map(range).collect()
 }
 
 fn hostname(spec: &Spec, namespaces: &[wire::Namespace]) -> Result<String, Error> {
@@ -276,7 +295,6 @@ fn rlimit(kind: PosixRlimitType) -> u32 {
 
 /// Parts of a spec that the launcher does not do.
 fn refuse(spec: &Spec, linux: &Linux, process: &Process) -> Result<(), Error> {
-    let filled = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
     let set = [
         (
             "domainname",
@@ -286,8 +304,6 @@ fn refuse(spec: &Spec, linux: &Linux, process: &Process) -> Result<(), Error> {
         ("solaris", spec.solaris().is_some()),
         ("zos", spec.zos().is_some()),
         ("vm", spec.vm().is_some()),
-        ("linux.uidMappings", filled(linux.uid_mappings())),
-        ("linux.gidMappings", filled(linux.gid_mappings())),
         (
             "linux.netDevices",
             linux.net_devices().as_ref().is_some_and(|map| !map.is_empty()),

@@ -5,7 +5,7 @@ use oci_spec::runtime::Mount;
 
 use super::{
     Error, image_volumes,
-    plan::{absent, propagation, text},
+    plan::{absent, id_ranges, propagation, text},
 };
 use crate::proto::plan::{self as wire, mount::Kind};
 
@@ -26,18 +26,19 @@ const PROTECTING: u64 = RDONLY | NOSUID | NODEV | NOEXEC | NOSYMFOLLOW;
 
 pub(super) fn plan(mount: &Mount) -> Result<wire::Mount, Error> {
     let field = format!("mounts[{}]", mount.destination().display());
-    let mapped = [mount.uid_mappings(), mount.gid_mappings()];
-    if mapped
-        .iter()
-        .any(|list| list.as_ref().is_some_and(|list| !list.is_empty()))
-    {
-        return Err(absent(&format!("{field}.uidMappings")));
-    }
     if !mount.destination().is_absolute() {
         return Err(Error::spec(field, "the destination is not absolute"));
     }
     let options = mount.options().as_deref().unwrap_or_default();
     let kind = kind(mount, options, &field)?;
+    let uids = id_ranges(mount.uid_mappings().as_deref());
+    let gids = id_ranges(mount.gid_mappings().as_deref());
+    if uids.is_empty() != gids.is_empty() {
+        return Err(Error::spec(field, "uidMappings and gidMappings go together"));
+    }
+    if kind != Kind::Bind && !uids.is_empty() {
+        return Err(Error::spec(field, "uidMappings are only for bind mounts"));
+    }
     let source = match (kind, mount.source()) {
         (Kind::Bind, Some(source)) if source.is_absolute() => text(&field, source)?,
         (Kind::Bind, _) => return Err(Error::spec(field, "a bind mount needs an absolute source")),
@@ -58,6 +59,8 @@ pub(super) fn plan(mount: &Mount) -> Result<wire::Mount, Error> {
         data: words.data,
         lower: volume.lower,
         sub_path: volume.sub_path,
+        uids,
+        gids,
     })
 }
 
@@ -121,6 +124,8 @@ impl Words {
         let mut cleared_on_top = 0;
         for option in options {
             match option.as_str() {
+                // Mapped as the mount is bound: with what is below, or alone.
+                "idmap" | "ridmap" if kind == Kind::Bind => {}
                 "bind" | "defaults" | "async" | "nomand" | "loud" => {}
                 "rbind" => words.rbind = true,
                 "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" => {
@@ -295,7 +300,6 @@ mod tests {
         for (kind, options) in [
             ("bind", &["rbind", "size=1k"][..]),
             ("bind", &["rbind", "unbindable"]),
-            ("bind", &["rbind", "idmap"]),
             ("bind", &["rbind", "rro", "suid"]),
             ("tmpfs", &["rro"]),
             ("tmpfs", &["tmpcopyup"]),

@@ -93,6 +93,19 @@ pub fn bounding() -> u64 {
     set
 }
 
+/// All capabilities that this kernel has.
+#[must_use]
+pub fn known() -> u64 {
+    let mut set = 0;
+    for capability in 0..=HIGHEST {
+        // SAFETY: takes integers.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0, 0, 0) } >= 0 {
+            set |= 1 << capability;
+        }
+    }
+    set
+}
+
 /// Drops every capability from the bounding set that is not in `keep`.
 ///
 /// # Errors

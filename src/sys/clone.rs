@@ -23,16 +23,34 @@ pub enum Forked {
 /// # Errors
 /// Those of clone3(2).
 pub fn clone3(namespaces: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Forked, Errno> {
-    let mut pidfd: libc::c_int = -1;
     // SAFETY: clone_args is plain old data of integers; all zero is its default.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = namespaces | u64::from(libc::CLONE_PIDFD.unsigned_abs());
-    args.pidfd = (&raw mut pidfd).expose_provenance() as u64;
+    args.flags = namespaces;
     args.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
     if let Some(folder) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(folder.as_raw_fd().unsigned_abs());
     }
+    clone(args)
+}
+
+/// As [`clone3`], but the new process is a child of the caller's parent, and tells that
+/// one of its end as the caller would. It stays in the caller's cgroup.
+///
+/// # Errors
+/// Those of clone3(2).
+pub fn clone_sibling(namespaces: u64) -> Result<Forked, Errno> {
+    // SAFETY: as above.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    // The exit signal is inherited; to name one is an error.
+    args.flags = namespaces | u64::from(libc::CLONE_PARENT.unsigned_abs());
+    clone(args)
+}
+
+fn clone(mut args: libc::clone_args) -> Result<Forked, Errno> {
+    let mut pidfd: libc::c_int = -1;
+    args.flags |= u64::from(libc::CLONE_PIDFD.unsigned_abs());
+    args.pidfd = (&raw mut pidfd).expose_provenance() as u64;
     // SAFETY: without CLONE_VM the child has its own copy of memory and stack, as
     // after fork; `args` and `pidfd` live across the call.
     let pid =

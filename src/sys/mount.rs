@@ -37,7 +37,23 @@ pub fn set_attributes(fd: BorrowedFd<'_>, attributes: Attributes, recursive: boo
     set_attributes_at(fd, c"", attributes, recursive)
 }
 
-/// The same for a path relative to `fd`.
+/// Makes the detached mount `fd`, with all below it when `recursive`, show the owners of
+/// its files as the user namespace `user` maps them: what is 0 on the disk is the
+/// namespace's 0. For good, and only where no mount was mapped before.
+///
+/// # Errors
+/// Those of mount_setattr(2): EINVAL when the file system cannot do it.
+pub fn map_owners(fd: BorrowedFd<'_>, user: BorrowedFd<'_>, recursive: bool) -> Result<(), Errno> {
+    let attr = MountAttr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::from(user.as_raw_fd().unsigned_abs()),
+    };
+    set(fd, c"", &attr, recursive)
+}
+
+/// [`set_attributes`] for a path relative to `fd`.
 ///
 /// # Errors
 /// Those of mount_setattr(2).
@@ -53,6 +69,10 @@ pub fn set_attributes_at(
         propagation: attributes.propagation,
         userns_fd: 0,
     };
+    set(fd, path, &attr, recursive)
+}
+
+fn set(fd: BorrowedFd<'_>, path: &CStr, attr: &MountAttr, recursive: bool) -> Result<(), Errno> {
     let mut flags = 0;
     if path.is_empty() {
         flags |= libc::AT_EMPTY_PATH;
@@ -67,7 +87,7 @@ pub fn set_attributes_at(
             fd.as_raw_fd(),
             path.as_ptr(),
             flags,
-            &raw const attr,
+            std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
     })?;

@@ -12,6 +12,7 @@ pub const NETWORK: u64 = libc::CLONE_NEWNET.unsigned_abs() as u64;
 pub const MOUNT: u64 = libc::CLONE_NEWNS.unsigned_abs() as u64;
 pub const IPC: u64 = libc::CLONE_NEWIPC.unsigned_abs() as u64;
 pub const UTS: u64 = libc::CLONE_NEWUTS.unsigned_abs() as u64;
+pub const USER: u64 = libc::CLONE_NEWUSER.unsigned_abs() as u64;
 pub const CGROUP: u64 = libc::CLONE_NEWCGROUP.unsigned_abs() as u64;
 
 /// setns(2): `fd` is a namespace file or a pidfd; `kinds` the `CLONE_NEW*` bits.

@@ -293,6 +293,7 @@ impl Running {
         let target = ExecTarget {
             pidfd: self.init.pidfd.as_fd(),
             cgroup: &self.init.cgroup,
+            user: self.init.user.as_ref(),
         };
         exec(&target, process, id, stdio).map(|started| (started, read))
     }

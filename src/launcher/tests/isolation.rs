@@ -137,7 +137,7 @@ fn what_cannot_be_is_refused_before_anything_is_made() {
             path: String::new(),
         });
     };
-    assert!(text(user).contains("user namespaces"));
+    assert!(text(user).contains("user namespace"));
     assert!(text(|c| c.plan.namespaces.clear()).contains("mount namespace"));
     assert!(text(|c| c.plan.rootfs = None).contains("rootfs"));
     assert!(text(|c| c.process().apparmor_profile = "berth-none".into()).contains("AppArmor"));

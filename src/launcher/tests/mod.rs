@@ -6,4 +6,5 @@ mod harness;
 mod isolation;
 mod process;
 mod root;
+mod user;
 mod volume;

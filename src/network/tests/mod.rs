@@ -170,6 +170,7 @@ fn wanted(sysctls: &BTreeMap<String, String>) -> Wanted<'_> {
         net: true,
         ipc: false,
         uts: false,
+        user: None,
         hostname: "",
         sysctls,
     }

@@ -27,6 +27,7 @@ fn namespaces_are_pinned_set_up_and_removed() {
         ("fs.mqueue.msg_max", "17"),
     ]);
     let want = Wanted {
+        user: None,
         net: true,
         ipc: true,
         uts: true,
@@ -89,6 +90,7 @@ fn a_failure_leaves_nothing() {
     let refused = |key: &str, value: &str, net: bool| {
         let sysctls = sysctls(&[(key, value)]);
         let want = Wanted {
+            user: None,
             net,
             ipc: true,
             uts: false,

@@ -205,6 +205,7 @@ fn cgroup_parents() {
 #[test]
 fn the_init_of_a_shared_pid_namespace() {
     let sandbox = SandboxInit {
+        user: None,
         id: ID,
         net_ns: Some(Path::new("/sb/ns/net")),
         ipc_ns: None,

@@ -18,6 +18,7 @@ pub(crate) fn host() -> Host {
         v2_controllers: ["cpu", "memory", "pids", "hugetlb"].map(str::to_owned).to_vec(),
         capabilities: (1 << 41) - 1,
         kernel: (6, 18),
+        user_namespaces: true,
         apparmor: false,
         selinux: false,
         swap_limit: true,

@@ -199,8 +199,8 @@ fn what_is_refused() {
             Box::new(|m| m.image_sub_path = "a".into()),
         ),
         (
-            "uidMappings",
-            Kind::Unimplemented,
+            "gidMappings",
+            Kind::InvalidArgument,
             Box::new(move |m| m.uid_mappings = vec![mapping]),
         ),
         (

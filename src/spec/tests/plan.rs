@@ -69,7 +69,7 @@ fn edits_that_the_launcher_cannot_do_are_refused() {
         ("domainname", Kind::Unimplemented, |s| {
             let _ = s.set_domainname(Some("x".into()));
         }),
-        ("User", Kind::Unimplemented, |s| {
+        ("user namespace", Kind::Unimplemented, |s| {
             namespace(s, LinuxNamespaceType::User)
         }),
         ("twice", Kind::Internal, |s| namespace(s, LinuxNamespaceType::Pid)),
