@@ -19,7 +19,7 @@ use super::{
     sandbox_files, sandbox_init,
 };
 use crate::{
-    image::{Image, copy_up, view},
+    image::{Image, copy_up, relabel, view},
     kind::Kind,
     pod::{
         Container, ContainerEvent, ContainerRecord, ContainerState, Sandbox, SandboxState, Stage, new_id, now,
@@ -404,6 +404,19 @@ impl Bundle {
         spec::prepare_host_paths(&config).step("container", id, "make the host paths of its mounts")?;
         let built = spec::build(&inputs).step("container", id, "build the spec")?;
         self.volumes(&built)?;
+        let label = built
+            .spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.mount_label().clone());
+        for path in &built.relabel {
+            relabel::relabel(path, label.as_deref().unwrap_or_default()).map_err(io(
+                "container",
+                id,
+                "set the SELinux label of",
+                path,
+            ))?;
+        }
         if let Some(folder) = built.log_path.as_deref().and_then(Path::parent) {
             fs::create_dir_all(folder).map_err(io("container", id, "make log folder", folder))?;
         }
@@ -452,6 +465,7 @@ impl Bundle {
             resolv_conf: Some(sandbox_files::resolv_conf(&folder)),
             hostname_file: Some(sandbox_files::hostname(&folder)),
             hosts: Some(sandbox_files::hosts(&folder)),
+            selinux_level: record.selinux_level,
             cgroup_parent: record.cgroup_parent,
         })
     }

@@ -13,10 +13,10 @@ use rustix::{
 };
 
 use super::error::{Error, io};
-use crate::proto::cri;
+use crate::{image::relabel, proto::cri};
 
 /// Size of a pod's /dev/shm, the peers' default.
-const SHM_OPTIONS: &std::ffi::CStr = c"mode=1777,size=67108864";
+const SHM_OPTIONS: &str = "mode=1777,size=67108864";
 
 pub fn resolv_conf(sandbox: &Path) -> PathBuf {
     sandbox.join("resolv.conf")
@@ -35,13 +35,14 @@ pub fn shm(sandbox: &Path) -> PathBuf {
 }
 
 /// Writes the files, and mounts the pod's shared memory when its ipc namespace
-/// is its own. Blocks.
+/// is its own. `label`: the SELinux label of all that, empty for none. Blocks.
 pub fn write(
     folder: &Path,
     id: &str,
     config: &cri::PodSandboxConfig,
     name: &str,
     own_ipc: bool,
+    label: &str,
 ) -> Result<(), Error> {
     let resolver = match &config.dns_config {
         Some(dns) => render(dns)?,
@@ -62,12 +63,23 @@ pub fn write(
             "set the mode of",
             &path,
         ))?;
+        if !label.is_empty() {
+            relabel::relabel(&path, label).map_err(io("sandbox", id, "set the SELinux label of", &path))?;
+        }
     }
     if own_ipc {
         let path = shm(folder);
         fs::create_dir_all(&path).map_err(io("sandbox", id, "make folder", &path))?;
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        rustix::mount::mount("shm", &path, "tmpfs", flags, SHM_OPTIONS)
+        let context = if label.is_empty() {
+            String::new()
+        } else {
+            format!(",context=\"{label}\"")
+        };
+        let options = format!("{SHM_OPTIONS}{context}");
+        let options = std::ffi::CString::new(options)
+            .map_err(|e| io("sandbox", id, "mount tmpfs at", &path)(e.into()))?;
+        rustix::mount::mount("shm", &path, "tmpfs", flags, options.as_c_str())
             .map_err(|e| io("sandbox", id, "mount tmpfs at", &path)(e.into()))?;
     }
     Ok(())

@@ -99,10 +99,10 @@ impl Asked {
     fn check(node: &Node, config: &cri::PodSandboxConfig, handler: &str) -> Result<Asked, Error> {
         node.check_handler(handler)?;
         let linux = config.linux.clone().unwrap_or_default();
-        let options = linux
-            .security_context
-            .and_then(|s| s.namespace_options)
-            .unwrap_or_default();
+        let security = linux.security_context.unwrap_or_default();
+        let labels = spec::check_selinux(security.selinux_options.as_ref());
+        labels.step("sandbox", &name(config)?, "check the request")?;
+        let options = security.namespace_options.unwrap_or_default();
         let own_network = own(options.network(), "network")?;
         let own_ipc = own(options.ipc(), "ipc")?;
         if options.pid() == NamespaceMode::Target {
@@ -260,6 +260,7 @@ async fn make(
         cgroups_made: Vec::new(),
         init: false,
         hostname,
+        selinux_level: selinux_level(&node, &linux),
         overhead: None,
         resources: None,
     };
@@ -280,6 +281,46 @@ async fn make(
             Err(error)
         }
     }
+}
+
+/// The level that the pod asks for, or one that no other pod has.
+fn selinux_level(node: &Node, linux: &cri::LinuxPodSandboxConfig) -> String {
+    if node.host.selinux.is_none() {
+        return String::new();
+    }
+    let asked = linux
+        .security_context
+        .as_ref()
+        .and_then(|s| s.selinux_options.as_ref());
+    if let Some(asked) = asked.filter(|asked| !asked.level.is_empty()) {
+        return asked.level.clone();
+    }
+    let taken = node
+        .pods
+        .sandboxes()
+        .iter()
+        .map(|other| other.record().selinux_level)
+        .collect();
+    spec::new_level(&taken, random)
+}
+
+fn random() -> u16 {
+    let mut bytes = [0u8; 2];
+    // As for ids: the kernel's generator does not fail.
+    getrandom::fill(&mut bytes).unwrap_or_else(|e| panic!("getrandom: {e}"));
+    u16::from_ne_bytes(bytes)
+}
+
+/// The SELinux label of what the pod's containers share; empty without SELinux.
+fn label(node: &Node, sandbox: &Sandbox) -> Result<String, Error> {
+    let config = sandbox.config();
+    let security = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    let asked = security.and_then(|s| s.selinux_options.as_ref());
+    spec::pod_label(node.host.selinux.as_ref(), asked, &sandbox.record().selinux_level).step(
+        "sandbox",
+        &sandbox.id,
+        "make its SELinux label",
+    )
 }
 
 /// Acquires everything that a sandbox has, and makes it ready.
@@ -361,6 +402,7 @@ fn prepare(node: &Node, sandbox: &Sandbox, asked: &Asked) -> Result<(), Error> {
         &sandbox.config(),
         &record.hostname,
         asked.own_ipc,
+        &label(node, sandbox)?,
     )?;
     let logs = &sandbox.config().log_directory;
     if !logs.is_empty() {

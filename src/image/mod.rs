@@ -39,6 +39,7 @@ pub mod platform;
 pub mod pull;
 pub mod reference;
 pub mod registry;
+pub mod relabel;
 pub mod tar;
 pub mod tls;
 pub mod transfer;

@@ -33,16 +33,24 @@ pub struct ImageVolume {
 }
 
 impl ImageVolume {
-    /// `user`: the user namespace that its owners are shown in.
+    /// `label`: the SELinux label of its files; `user`: the user namespace that its
+    /// owners are shown in.
     pub fn prepare(
         index: usize,
         mount: &Mount,
         rootfs: &CStr,
+        label: &str,
         user: Option<BorrowedFd<'_>>,
     ) -> Result<ImageVolume, Problem> {
+        let mut lower = mount.lower.clone();
+        if !label.is_empty() && user.is_none() && lower.len() == 1 {
+            // An overlay, which can have a label of its own, wants two: the mount point is empty.
+            lower.push(rootfs.to_string_lossy().into_owned());
+        }
         let layers = Rootfs {
-            lower: mount.lower.clone(),
+            lower,
             readonly: true,
+            mount_label: label.to_owned(),
             ..Rootfs::default()
         };
         let mapping = user.map(|user| Mapping {

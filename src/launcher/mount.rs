@@ -57,6 +57,8 @@ pub struct Place<'a> {
     pub cgroup: &'a Cgroup,
     /// Where the root will be.
     pub rootfs: &'a CStr,
+    /// The SELinux label of its files; empty for none.
+    pub label: &'a str,
     /// The container's user namespace and its ranges, when it has one.
     pub user: Option<(BorrowedFd<'a>, &'a Ranges)>,
     /// What is made in /dev: in a user namespace nobody can make a device node, so the
@@ -75,7 +77,13 @@ pub fn prepare(index: usize, mount: &Mount, place: Place<'_>) -> Result<Prepared
         Kind::Bind => bind(index, mount, propagation, place.user)?,
         Kind::Overlay => {
             let user = place.user.map(|(user, _)| user);
-            Source::Image(ImageVolume::prepare(index, mount, place.rootfs, user)?)
+            Source::Image(ImageVolume::prepare(
+                index,
+                mount,
+                place.rootfs,
+                place.label,
+                user,
+            )?)
         }
         Kind::Tmpfs if is_dev(mount) && place.user.is_some() => dev(index, mount, place)?,
         Kind::Cgroup
@@ -85,7 +93,7 @@ pub fn prepare(index: usize, mount: &Mount, place: Place<'_>) -> Result<Prepared
         {
             cgroups(index, mount, place.cgroup)?
         }
-        _ => file_system(index, mount, kind).map_err(Problem::Plan)?,
+        _ => file_system(index, mount, kind, place.label).map_err(Problem::Plan)?,
     };
     Ok(Prepared {
         target,
@@ -175,7 +183,7 @@ fn dev(index: usize, mount: &Mount, place: Place<'_>) -> Result<Source, Problem>
         kind,
         source,
         parameters,
-    } = file_system(index, mount, Kind::Tmpfs).map_err(Problem::Plan)?
+    } = file_system(index, mount, Kind::Tmpfs, place.label).map_err(Problem::Plan)?
     else {
         return Err(Problem::Step(Failure::new(Step::MakeFileSystem, Errno::INVAL)));
     };
@@ -194,7 +202,10 @@ fn dev(index: usize, mount: &Mount, place: Place<'_>) -> Result<Source, Problem>
     })
 }
 
-fn file_system(index: usize, mount: &Mount, kind: Kind) -> Result<Source, Error> {
+fn file_system(index: usize, mount: &Mount, kind: Kind, label: &str) -> Result<Source, Error> {
+    // What else there is has labels of its own.
+    let labelled = matches!(kind, Kind::Tmpfs | Kind::Devpts) && !label.is_empty();
+    let context = labelled.then(|| format!("context={label}"));
     let kind = match kind {
         Kind::Proc => c"proc",
         Kind::Sysfs => c"sysfs",
@@ -204,7 +215,7 @@ fn file_system(index: usize, mount: &Mount, kind: Kind) -> Result<Source, Error>
         Kind::Cgroup | Kind::Bind | Kind::Overlay => c"cgroup2",
     };
     let mut parameters = Vec::new();
-    for option in &mount.data {
+    for option in mount.data.iter().chain(&context) {
         let field = format!("mounts[{index}].data");
         parameters.push(
             filesystem::parameter(option)

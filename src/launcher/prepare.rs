@@ -127,6 +127,7 @@ pub fn prepare(
     let place = mount::Place {
         cgroup,
         rootfs: &mount_point,
+        label: plan.rootfs.as_ref().map_or("", |rootfs| &rootfs.mount_label),
         user: user.zip(checked.user.as_ref()),
         devices: &checked.devices,
     };

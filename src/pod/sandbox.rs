@@ -107,6 +107,9 @@ pub struct SandboxRecord {
     /// The pod has an init for a shared PID namespace (or is about to).
     pub init: bool,
     pub hostname: String,
+    /// The SELinux level that keeps the pod apart; empty without SELinux.
+    #[serde(default)]
+    pub selinux_level: String,
     /// What the kubelet told last; absent: as in the request.
     #[serde(default, with = "super::message")]
     pub overhead: Option<cri::LinuxContainerResources>,

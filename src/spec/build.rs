@@ -9,11 +9,11 @@ use std::{
 use oci_spec::runtime::{Linux, Process, Root, Spec};
 
 use super::{
-    Built, Error, Inputs, Launch, SandboxInit, capability, cdi, context, devices,
+    Built, Error, Inputs, Launch, SandboxInit, Volume, capability, cdi, context, devices,
     host::Host,
     mounts, namespaces, plan, process,
     resources::{self, oom_score_adj},
-    seccomp, security, signal, user, user_namespace,
+    seccomp, security, selinux, signal, user, user_namespace,
 };
 use crate::proto::{
     cri::{self, LinuxContainerResources, LinuxContainerSecurityContext},
@@ -52,14 +52,25 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
     let capabilities = capability::of_request(security, held)?;
     let bounding = capability::bounding(Some(&capabilities));
     let seccomp = seccomp::of_request(security, bounding, inputs.host)?;
-    security::check_selinux(security, inputs.host)?;
+    let pod = inputs.sandbox.config.linux.as_ref();
+    let pod = pod.and_then(|linux| linux.security_context.as_ref());
+    let labels = selinux::labels(
+        inputs.host.selinux.as_ref(),
+        [
+            security.selinux_options.as_ref(),
+            pod.and_then(|pod| pod.selinux_options.as_ref()),
+        ],
+        &inputs.sandbox.selinux_level,
+        security.privileged,
+    )?;
     process
         .set_capabilities(Some(capabilities))
         .set_no_new_privileges(Some(security.no_new_privs))
+        .set_selinux_label(Some(labels.process).filter(|label| !label.is_empty()))
         .set_apparmor_profile(security::apparmor(security, inputs.host, &mut warnings)?)
         .set_oom_score_adj(oom_score_adj(asked, inputs.host, &mut warnings)?);
     // What it sees.
-    let mounts = mounts::mounts(inputs, &mut warnings)?;
+    let mounts = mounts::mounts(inputs)?;
     let devices = devices::devices(inputs)?;
     let (masked, readonly) = security::hidden(security)?;
     // What it may use.
@@ -74,6 +85,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
         .set_resources(Some(limits))
         .set_cgroups_path(Some(cgroup_path(&inputs.sandbox.cgroup_parent, inputs.id)?))
         .set_rootfs_propagation(mounts.rootfs_propagation.map(str::to_owned))
+        .set_mount_label(Some(labels.mount).filter(|label| !label.is_empty()))
         .set_masked_paths(Some(masked))
         .set_readonly_paths(Some(readonly))
         .set_seccomp(seccomp);
@@ -110,11 +122,26 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
             gid: identity.gid.into(),
             supplemental_groups: groups(&spec),
         },
+        relabel: relabelled(inputs, &mounts.volumes),
         volumes: mounts.volumes,
         log_path,
         warnings,
         spec,
     })
+}
+
+/// What the container may only touch with its own label: volumes of its image, and mounts
+/// whose request says so.
+fn relabelled(inputs: &Inputs<'_>, volumes: &[Volume]) -> Vec<PathBuf> {
+    if inputs.host.selinux.is_none() {
+        return Vec::new();
+    }
+    let asked = inputs.request.mounts.iter().filter(|mount| mount.selinux_relabel);
+    asked
+        .filter(|mount| mount.image.is_none())
+        .map(|mount| PathBuf::from(&mount.host_path))
+        .chain(volumes.iter().map(|volume| volume.host_path.clone()))
+        .collect()
 }
 
 /// As they are after all edits.

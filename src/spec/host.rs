@@ -7,7 +7,7 @@ use std::{
 
 use rustix::process::{Resource, getrlimit};
 
-use super::Error;
+use super::{Error, selinux::Defaults as SelinuxDefaults};
 use crate::config::Config;
 
 const CGROUP2_MAGIC: u64 = 0x6367_7270;
@@ -28,7 +28,8 @@ pub struct Host {
     /// Pods can have user namespaces of their own.
     pub user_namespaces: bool,
     pub apparmor: bool,
-    pub selinux: bool,
+    /// What the policy has for containers, where SELinux is on.
+    pub selinux: Option<SelinuxDefaults>,
     /// Swap can be limited.
     pub swap_limit: bool,
     pub hugetlb: bool,
@@ -59,7 +60,8 @@ impl Host {
             // Overlays upon mapped layers, and a mapped tmpfs (6.3).
             user_namespaces: kernel >= (6, 7) && most.trim().parse().is_ok_and(|most: u64| most > 0),
             apparmor: read("/sys/module/apparmor/parameters/enabled")?.starts_with('Y'),
-            selinux: fs_type(Path::new("/sys/fs/selinux")) == Some(SELINUX_MAGIC),
+            selinux: (fs_type(Path::new("/sys/fs/selinux")) == Some(SELINUX_MAGIC))
+                .then(|| SelinuxDefaults::read(Path::new("/etc/selinux"))),
             swap_limit: if unified {
                 // The root cgroup has no such file; swap accounting is a default of v2.
                 own_cgroup == Path::new("/sys/fs/cgroup") || own_cgroup.join("memory.swap.max").exists()

@@ -31,6 +31,7 @@ mod seccomp;
 mod seccomp_compile;
 mod seccomp_prelude;
 mod security;
+mod selinux;
 mod signal;
 mod user;
 mod user_namespace;
@@ -59,6 +60,7 @@ pub use self::{
     mounts::prepare_host_paths,
     plan::plan,
     resources::{Update, resources, update_resources},
+    selinux::{Defaults as SelinuxDefaults, check_selinux, new_level, pod_label},
     signal::{parse_signal, signal_number, signal_of},
     user_namespace::user_ranges,
 };
@@ -118,6 +120,8 @@ pub struct SandboxView {
     pub resolv_conf: Option<PathBuf>,
     pub hostname_file: Option<PathBuf>,
     pub hosts: Option<PathBuf>,
+    /// The SELinux level of the pod; empty without SELinux.
+    pub selinux_level: String,
     /// The pod's cgroup below the root of each hierarchy: "/berth/pod1".
     pub cgroup_parent: String,
 }
@@ -190,6 +194,9 @@ pub struct Built {
     /// Volumes of the image that no request mount covers: the caller makes each host
     /// folder and copies the image's content up.
     pub volumes: Vec<Volume>,
+    /// Host paths that get the SELinux label of the container's files before it is made,
+    /// [`crate::image::relabel`].
+    pub relabel: Vec<PathBuf>,
     /// The container's log file; `None`: no logging was asked for.
     pub log_path: Option<PathBuf>,
     /// What was asked for and is done differently; for the log, once.

@@ -57,13 +57,13 @@ pub(super) struct Mounts {
     pub rootfs_propagation: Option<&'static str>,
 }
 
-pub(super) fn mounts(inputs: &Inputs<'_>, warnings: &mut Vec<String>) -> Result<Mounts, Error> {
+pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Mounts, Error> {
     let asked = inputs
         .request
         .mounts
         .iter()
         .enumerate()
-        .map(|(index, m)| requested(index, m, inputs, warnings))
+        .map(|(index, m)| requested(index, m, inputs))
         .collect::<Result<Vec<_>, _>>()?;
     let rootfs_propagation = asked.iter().filter_map(|a| a.rootfs_propagation).min();
     let mut rest: Vec<Mount> = asked.into_iter().map(|a| a.mount).collect();
@@ -202,12 +202,7 @@ struct Requested {
 }
 
 /// One mount of the request.
-fn requested(
-    index: usize,
-    asked: &cri::Mount,
-    inputs: &Inputs<'_>,
-    warnings: &mut Vec<String>,
-) -> Result<Requested, Error> {
+fn requested(index: usize, asked: &cri::Mount, inputs: &Inputs<'_>) -> Result<Requested, Error> {
     let field = |name: &str| format!("mounts[{:?}].{name}", asked.container_path);
     refuse(asked)?;
     if asked.image.is_some() {
@@ -270,12 +265,6 @@ fn requested(
     };
     let mut options = vec!["rbind", flow, access];
     options.extend(extra_options(asked)?);
-    if asked.selinux_relabel && inputs.host.selinux {
-        warnings.push(format!(
-            "{}: files are not relabelled yet",
-            field("selinux_relabel")
-        ));
-    }
     let mount = bind(source, &target, &options);
     let (uids, gids) = (&asked.uid_mappings, &asked.gid_mappings);
     Ok(Requested {

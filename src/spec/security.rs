@@ -1,8 +1,7 @@
-//! AppArmor, SELinux, and paths that are hidden or read-only.
+//! AppArmor, and paths that are hidden or read-only.
 //!
 //! Without AppArmor in the kernel the default profile is none, and a profile asked
-//! for by name is an error. Without SELinux its options mean nothing, as in
-//! containerd; with it they are refused, for labels are not there yet.
+//! for by name is an error.
 
 use std::fs;
 
@@ -106,23 +105,6 @@ fn is_loaded(list: &str, profile: &str) -> bool {
     })
 }
 
-/// Refuses labels on a node where they would matter and are not set.
-pub(super) fn check_selinux(context: &LinuxContainerSecurityContext, host: &Host) -> Result<(), Error> {
-    let asked = context.selinux_options.as_ref();
-    let named = asked.is_some_and(|o| {
-        ![&o.user, &o.role, &o.r#type, &o.level]
-            .iter()
-            .all(|s| s.is_empty())
-    });
-    if host.selinux && named && !context.privileged {
-        return Err(Error::unsupported(
-            format!("{CONTEXT}.selinux_options"),
-            "this node enforces SELinux and labels are not there yet; remove seLinuxOptions from the pod",
-        ));
-    }
-    Ok(())
-}
-
 /// Paths to mask and paths to make read-only: just those given, and none for a
 /// privileged container, though the kubelet sends them there too.
 pub(super) fn hidden(context: &LinuxContainerSecurityContext) -> Result<(Vec<String>, Vec<String>), Error> {
@@ -152,7 +134,7 @@ mod tests {
     use super::*;
     use crate::{
         kind::{HasKind, Kind},
-        proto::cri::{SeLinuxOption, SecurityProfile},
+        proto::cri::SecurityProfile,
         spec::tests::host,
     };
 
@@ -201,24 +183,6 @@ mod tests {
         assert!(is_loaded(list, "berth-default"));
         assert!(is_loaded(list, "berth-default//child"));
         assert!(!is_loaded(list, "berth"));
-    }
-
-    #[test]
-    fn selinux_options_matter_where_selinux_is() {
-        let mut asked = LinuxContainerSecurityContext::default();
-        let mut host = host();
-        host.selinux = true;
-        assert!(check_selinux(&asked, &host).is_ok());
-        asked.selinux_options = Some(SeLinuxOption {
-            level: "s0:c1,c2".into(),
-            ..Default::default()
-        });
-        assert_eq!(
-            check_selinux(&asked, &host).unwrap_err().kind(),
-            Kind::Unimplemented
-        );
-        host.selinux = false;
-        assert!(check_selinux(&asked, &host).is_ok());
     }
 
     #[test]

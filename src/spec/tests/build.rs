@@ -242,3 +242,39 @@ fn the_init_of_a_shared_pid_namespace() {
         Some(0)
     );
 }
+
+#[test]
+fn labels_of_a_node_with_selinux() {
+    let mut case = Case::new();
+    case.host.selinux = Some(crate::spec::SelinuxDefaults::read(Path::new("/nonexistent")));
+    case.sandbox.selinux_level = "s0:c1,c2".into();
+    case.image.volumes = vec!["/volume".into()];
+    let mount = |path: &str, selinux_relabel| cri::Mount {
+        container_path: path.into(),
+        host_path: "/tmp".into(),
+        selinux_relabel,
+        ..Default::default()
+    };
+    case.request.mounts = vec![mount("/a", true), mount("/b", false)];
+    let built = case.build().unwrap();
+    let process = built.plan.process.unwrap();
+    assert_eq!(process.selinux_label, "system_u:system_r:container_t:s0:c1,c2");
+    assert_eq!(
+        built.plan.rootfs.unwrap().mount_label,
+        "system_u:object_r:container_file_t:s0:c1,c2"
+    );
+    assert_eq!(
+        built.relabel,
+        [Path::new("/tmp"), Path::new("/containers/c/volumes/0")]
+    );
+    case.context().selinux_options = Some(cri::SeLinuxOption {
+        r#type: "bad type".into(),
+        ..Default::default()
+    });
+    assert!(case.build().is_err());
+    // A node without it: nothing of all that means anything.
+    case.host.selinux = None;
+    let built = case.build().unwrap();
+    assert_eq!(built.plan.process.unwrap().selinux_label, "");
+    assert_eq!(built.relabel, Vec::<std::path::PathBuf>::new());
+}

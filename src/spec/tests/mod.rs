@@ -20,7 +20,7 @@ pub(crate) fn host() -> Host {
         kernel: (6, 18),
         user_namespaces: true,
         apparmor: false,
-        selinux: false,
+        selinux: None,
         swap_limit: true,
         hugetlb: true,
         oom_score_adj_min: -1000,

@@ -14,7 +14,7 @@ fn mount_of(container_path: &str, host_path: &str) -> cri::Mount {
 }
 
 fn made(case: &Case) -> Result<Mounts, Error> {
-    case.with(|inputs| mounts(inputs, &mut Vec::new()))
+    case.with(mounts)
 }
 
 fn with_mounts(list: &[cri::Mount]) -> Case {
@@ -313,7 +313,7 @@ fn volumes_of_the_image() {
     let sources: Vec<_> = made.mounts.iter().filter_map(|m| m.source().clone()).collect();
     assert!(sources.contains(&"/containers/c/volumes/1".into()));
     case.image.volumes = vec!["/".into()];
-    let error = case.with(|inputs| mounts(inputs, &mut Vec::new())).unwrap_err();
+    let error = case.with(mounts).unwrap_err();
     assert!(error.to_string().contains("example.test/app:1"), "{error}");
 }
 
