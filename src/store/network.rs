@@ -236,7 +236,9 @@ fn free_offset(t: &Transaction<'_>, pool: &Pool) -> rusqlite::Result<Option<u32>
         .prepare_cached("SELECT last FROM network_subnets WHERE family = ?")?
         .query_row([pool.family], |row| row.get(0))
         .optional()?;
-    let start = last.unwrap_or(0).saturating_add(1).clamp(pool.first, pool.last);
+    let next = last.unwrap_or(0).saturating_add(1).max(pool.first);
+    // After the last one the first is next, not the last one again.
+    let start = if next > pool.last { pool.first } else { next };
     match gap(t, pool.family, start, pool.last)? {
         Some(offset) => Ok(Some(offset)),
         None => gap(t, pool.family, pool.first, start),
@@ -348,6 +350,12 @@ mod tests {
         store.network_release("c").unwrap();
         assert_eq!(claim(&store, "g", &[]), Ok(vec![4]));
         assert_eq!(store.network_addresses(None).unwrap().len(), 5);
+        // Nor is the last one of the subnet.
+        store.network_release("e").unwrap();
+        assert_eq!(claim(&store, "h", &[]), Ok(vec![6]));
+        store.network_release("h").unwrap();
+        store.network_release("d").unwrap();
+        assert_eq!(claim(&store, "i", &[]), Ok(vec![5]));
     }
 
     #[test]
