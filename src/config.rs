@@ -68,7 +68,14 @@ pub struct Network {
     /// Folder of CNI configurations. The first `.conflist`, `.conf` or `.json`
     /// by name is used; without one, the built-in bridge is.
     pub cni_conf_dir: PathBuf,
+    /// Folders of CNI plugins; the first that has one is used.
     pub cni_bin_dirs: Vec<PathBuf>,
+    /// Seconds that one run of a CNI plugin may take before it is killed.
+    pub cni_timeout: u64,
+    /// CNI plugins that run at the same time.
+    pub cni_max_plugins: usize,
+    /// Seconds between two CNI GCs; 0: only after the start of berthd.
+    pub cni_gc_interval: u64,
     /// Name of the built-in bridge, at most 15 bytes. Empty: "berth0", or a name
     /// made from the state folder when that is not the default one.
     pub bridge: String,
@@ -148,6 +155,9 @@ pub struct RuntimeHandler {
     /// "berth": the built-in launcher, the only kind so far.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Folder of CNI configurations for the pods of this handler; empty:
+    /// `network.cni_conf_dir`.
+    pub cni_conf_dir: PathBuf,
 }
 
 impl Default for Log {
@@ -164,6 +174,11 @@ impl Default for Network {
         Network {
             cni_conf_dir: "/etc/cni/net.d".into(),
             cni_bin_dirs: vec!["/opt/cni/bin".into(), "/usr/lib/cni".into()],
+            cni_timeout: 60,
+            // They queue on file locks of their own (host-local), and a thousand of
+            // them would make a node swap.
+            cni_max_plugins: 10,
+            cni_gc_interval: 3600,
             bridge: String::new(),
             subnets: Vec::new(),
             mtu: 0,
@@ -254,6 +269,15 @@ impl Config {
         Ok(config)
     }
 
+    /// The CNI folders of the handlers that have one of their own.
+    pub fn handlers_cni_conf_dirs(&self) -> BTreeMap<String, PathBuf> {
+        self.runtimes
+            .iter()
+            .filter(|(_, handler)| !handler.cni_conf_dir.as_os_str().is_empty())
+            .map(|(name, handler)| (name.clone(), handler.cni_conf_dir.clone()))
+            .collect()
+    }
+
     /// What types cannot say.
     fn check(&self) -> Result<(), Error> {
         let wrong = |key: &str, message: String| {
@@ -283,6 +307,14 @@ impl Config {
                 format!("{:?} is longer than 15 bytes", self.network.bridge),
             );
         }
+        for (key, is_zero) in [
+            ("network.cni_timeout", self.network.cni_timeout == 0),
+            ("network.cni_max_plugins", self.network.cni_max_plugins == 0),
+        ] {
+            if is_zero {
+                return wrong(key, "must be at least 1".into());
+            }
+        }
         if !matches!(self.log.format.as_str(), "text" | "json") {
             return wrong(
                 "log.format",
@@ -294,6 +326,13 @@ impl Config {
                 return wrong(
                     &format!("runtimes.{name}.type"),
                     format!("{:?} is not known; only \"berth\" is", handler.kind),
+                );
+            }
+            let folder = &handler.cni_conf_dir;
+            if !folder.as_os_str().is_empty() && !folder.is_absolute() {
+                return wrong(
+                    &format!("runtimes.{name}.cni_conf_dir"),
+                    format!("{} is not an absolute path", folder.display()),
                 );
             }
         }
@@ -416,8 +455,31 @@ mod tests {
     fn wrong_values_name_their_key() {
         let dir = tempfile::tempdir().unwrap();
         let main = dir.path().join("config.toml");
-        fs::write(&main, "[cgroup]\ndriver = \"cgroups\"\n").unwrap();
-        let message = Config::load(&main, true).unwrap_err().to_string();
-        assert!(message.contains("cgroup.driver"), "{message}");
+        for (text, key) in [
+            ("[cgroup]\ndriver = \"cgroups\"", "cgroup.driver"),
+            ("[network]\ncni_timeout = 0", "network.cni_timeout"),
+            ("[network]\ncni_max_plugins = 0", "network.cni_max_plugins"),
+            (
+                "[runtimes.other]\ncni_conf_dir = \"net.d\"",
+                "runtimes.other.cni_conf_dir",
+            ),
+        ] {
+            fs::write(&main, text).unwrap();
+            let message = Config::load(&main, true).unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_handler_may_have_a_cni_folder_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let main = dir.path().join("config.toml");
+        let text = "[runtimes.a]\ncni_conf_dir = \"/etc/cni/a.d\"\n[runtimes.b]\n";
+        fs::write(&main, text).unwrap();
+        let folders = Config::load(&main, true).unwrap().handlers_cni_conf_dirs();
+        assert_eq!(
+            folders,
+            BTreeMap::from([("a".to_owned(), PathBuf::from("/etc/cni/a.d"))])
+        );
     }
 }

@@ -123,7 +123,12 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
     let instance = Instance::of(&paths.state);
     let store = Arc::new(Store::open(&paths.root.join("berth.db"))?);
     let images = Arc::new(Images::open(&paths.root, store.clone(), &config)?);
-    let network = Arc::new(Network::open(&config.network, &instance, store.clone())?);
+    let network = Arc::new(Network::open(
+        &config.network,
+        config.handlers_cni_conf_dirs(),
+        &instance,
+        store.clone(),
+    )?);
     let shim = ShimBinary::load(&shim_path(&config)?)?;
     let host = Host::detect(&config)?;
     let group = config.grpc.group;
@@ -144,6 +149,7 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
 
     let listener = server::bind(&socket, group).await?;
     cri::recover(&node).await.context("recover from the records")?;
+    tokio::spawn(cri::network_upkeep(node.clone()));
     let streams = cri::Streams { node: node.clone() };
     let streaming = Server::bind(&node.config.streaming, Arc::new(streams)).await?;
     let urls = streaming.urls();

@@ -33,6 +33,7 @@ mod image_status;
 mod metric_descriptors;
 mod metric_values;
 mod metrics;
+mod network_upkeep;
 mod node;
 mod recover;
 mod request_json;
@@ -58,6 +59,7 @@ mod streaming;
 pub use self::{
     error::Error,
     image_service::ImageApi,
+    network_upkeep::network_upkeep,
     node::{Node, Paths},
     recover::recover,
     runtime_service::RuntimeApi,

@@ -103,6 +103,15 @@ impl Node {
         })
     }
 
+    /// The name of the handler that a request names; empty is the default one.
+    pub fn handler<'a>(&'a self, name: &'a str) -> &'a str {
+        if name.is_empty() {
+            &self.config.runtime.default
+        } else {
+            name
+        }
+    }
+
     /// The cgroup below which the containers of a pod are made.
     pub fn cgroup_parent(&self, asked: &str) -> String {
         let configured = &self.config.cgroup.parent;

@@ -3,7 +3,7 @@
 //!
 //! Shims are asked side by side, so one that hangs delays nobody else.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use super::{
     container_events, container_exit, container_remove, node::Node, sandbox_init, sandbox_remove,
@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     image::remove_all,
+    network::netns,
     pod::{Container, ContainerEvent, ContainerState, Error, Sandbox, SandboxState},
     proto::{containerd::v1::types::Status, cri::ContainerEventType},
     runtime::{self, Shim, read_exit},
@@ -141,7 +142,7 @@ async fn retire(node: &Arc<Node>) {
             .record()
             .namespaces
             .iter()
-            .all(|name| is_namespace(&pinned.join(name)));
+            .all(|name| netns::is_namespace(&pinned.join(name)));
         if sandbox.state() != SandboxState::Ready || whole {
             continue;
         }
@@ -151,12 +152,6 @@ async fn retire(node: &Arc<Node>) {
             tracing::error!(sandbox = %sandbox.id, %error, "stop a sandbox without namespaces");
         }
     }
-}
-
-/// A file of the namespace file system, linux/magic.h.
-fn is_namespace(path: &Path) -> bool {
-    const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
-    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC)
 }
 
 /// Removes folders and uses of layers that belong to nobody.

@@ -299,7 +299,7 @@ impl RuntimeService for RuntimeApi {
         request: Request<cri::StatusRequest>,
     ) -> Result<Response<cri::StatusResponse>, Status> {
         let request = request.into_inner();
-        Ok(Response::new(runtime_status::status(&self.node, &request)?))
+        Ok(Response::new(runtime_status::status(&self.node, &request).await?))
     }
 
     async fn checkpoint_container(

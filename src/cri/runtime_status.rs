@@ -7,8 +7,8 @@ use serde_json::json;
 use super::{error::Error, node::Node};
 use crate::proto::cri;
 
-pub fn status(node: &Node, request: &cri::StatusRequest) -> Result<cri::StatusResponse, Error> {
-    let network = network(node);
+pub async fn status(node: &Node, request: &cri::StatusRequest) -> Result<cri::StatusResponse, Error> {
+    let network = network(node).await;
     let info = if request.verbose {
         info(node, &network)
     } else {
@@ -50,11 +50,9 @@ fn runtime(node: &Node) -> cri::RuntimeCondition {
     )
 }
 
-fn network(node: &Node) -> cri::RuntimeCondition {
-    condition(
-        "NetworkReady",
-        node.network.status().map_err(|n| (n.reason, n.message)),
-    )
+async fn network(node: &Node) -> cri::RuntimeCondition {
+    let ready = node.network.status().await;
+    condition("NetworkReady", ready.map_err(|n| (n.reason, n.message)))
 }
 
 /// The default handler, under the empty name too, and those of the configuration.
@@ -88,11 +86,17 @@ fn info(node: &Node, network: &cri::RuntimeCondition) -> HashMap<String, String>
     let cni = json!({
         "PluginDirs": node.config.network.cni_bin_dirs,
         "PluginConfDir": node.config.network.cni_conf_dir,
+        "PluginConfDirOfHandler": node.config.handlers_cni_conf_dirs(),
     });
     let loaded = if network.status { "OK" } else { &network.message };
-    HashMap::from([
+    let mut info = HashMap::from([
         ("config".to_owned(), config.to_string()),
         ("cniconfig".to_owned(), cni.to_string()),
         ("lastCNILoadStatus".to_owned(), json!(loaded).to_string()),
-    ])
+    ]);
+    for (handler, loaded) in node.network.handlers() {
+        let said = loaded.err().unwrap_or_else(|| "OK".to_owned());
+        info.insert(format!("lastCNILoadStatus.{handler}"), json!(said).to_string());
+    }
+    info
 }

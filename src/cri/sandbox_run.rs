@@ -429,6 +429,8 @@ fn pod_network(node: &Node, sandbox: &Sandbox, ports: Vec<PortMapping>) -> PodNe
         },
         cgroup_parent: sandbox.record().cgroup_parent,
         annotations: config.annotations.clone().into_iter().collect(),
+        handler: node.handler(&sandbox.record().handler).to_owned(),
+        pod_cidrs: Vec::new(),
     }
 }
 

@@ -86,6 +86,8 @@ fn info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
         "state": record.state.name(),
         "namespaces": namespaces,
         "network": record.attachment,
+        // What CNI's CHECK found wrong with it after the start of berthd.
+        "networkBroken": node.network.broken(&sandbox.id),
         "cgroupParent": record.cgroup_parent,
         "hostname": record.hostname,
         "runtimeHandler": record.handler,

@@ -19,14 +19,16 @@ mod pod;
 mod record;
 pub mod stats;
 mod subnet;
+mod upkeep;
 mod wire;
 
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     future::Future,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -83,35 +85,34 @@ pub struct Network {
 #[derive(Debug)]
 struct Inner {
     bridge: Bridge,
-    cni: Cni,
+    cni: Arc<Cni>,
     masquerade: bool,
     store: Arc<Store>,
     /// Set once a trial of the bridge has worked.
     bridge_works: Mutex<bool>,
     /// One operation at a time for each sandbox.
     busy: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// What CHECK said of pods whose network is not as it was made.
+    broken: Mutex<BTreeMap<String, String>>,
 }
 
 impl Network {
     /// Makes nothing in the kernel: the bridge is made when the first pod needs it.
-    pub fn open(config: &config::Network, instance: &Instance, store: Arc<Store>) -> Result<Network, Error> {
-        let cni = Cni::new(config.cni_conf_dir.clone(), config.cni_bin_dirs.clone());
-        Network::with(config, instance, store, cni)
-    }
-
-    fn with(
+    /// `cni_conf_dirs`: the CNI folders of the runtime handlers that have their own.
+    pub fn open(
         config: &config::Network,
+        cni_conf_dirs: BTreeMap<String, PathBuf>,
         instance: &Instance,
         store: Arc<Store>,
-        cni: Cni,
     ) -> Result<Network, Error> {
         let inner = Inner {
             bridge: Bridge::new(config, instance, store.clone())?,
-            cni,
+            cni: Arc::new(Cni::new(config, cni_conf_dirs)),
             masquerade: config.masquerade,
             store,
             bridge_works: Mutex::new(false),
             busy: Mutex::new(HashMap::new()),
+            broken: Mutex::new(BTreeMap::new()),
         };
         Ok(Network {
             inner: Arc::new(inner),
@@ -126,24 +127,33 @@ impl Network {
     }
 
     /// Whether pods can have a network now. Looks at the CNI folder anew each
-    /// time; the bridge is tried out once, in a namespace that is thrown away
-    /// (some milliseconds), and again only while it does not work. Blocks.
-    pub fn status(&self) -> Result<(), NotReady> {
-        let not_ready = |reason, message: String| Err(NotReady { reason, message });
-        match self.inner.cni.folder().current() {
-            Err(invalid) => not_ready("NetworkPluginNotReady", invalid.to_string()),
-            Ok(Some(list)) => match self.inner.cni.check_plugins(&list) {
-                Ok(()) => Ok(()),
-                Err(e) => not_ready("NetworkPluginNotReady", e.to_string()),
-            },
-            Ok(None) => match self.inner.try_bridge() {
-                Ok(()) => Ok(()),
-                Err(e) => not_ready(
-                    "BridgeNotReady",
-                    format!("the built-in bridge does not work here: {e}"),
-                ),
-            },
+    /// time, and asks the plugins that know STATUS, whose answer holds for some
+    /// seconds; the bridge is tried out once, in a namespace that is thrown away
+    /// (some milliseconds), and again only while it does not work.
+    pub async fn status(&self) -> Result<(), NotReady> {
+        let plugin = |message| NotReady {
+            reason: "NetworkPluginNotReady",
+            message,
+        };
+        let inner = self.inner.clone();
+        let looked = blocking(move || Ok(inner.look())).await;
+        match looked.map_err(|e| plugin(e.to_string()))?? {
+            Some(list) => self.inner.cni.health(list).await.map_err(plugin),
+            None => Ok(()),
         }
+    }
+
+    /// How the configuration in the folder of each handler that has its own is.
+    pub fn handlers(&self) -> BTreeMap<&str, Result<(), String>> {
+        let cni = &self.inner.cni;
+        let handlers = cni.folders_of_handlers().keys();
+        let look = |handler: &str| match cni.network_for(handler)? {
+            Some(list) => cni.check_plugins(&list),
+            None => Ok(()),
+        };
+        handlers
+            .map(|handler| (handler.as_str(), look(handler).map_err(|e| e.to_string())))
+            .collect()
     }
 
     /// Gives the pod its network. What a half-made or earlier attachment of the
@@ -198,10 +208,25 @@ impl Network {
 }
 
 impl Inner {
+    /// What is wrong without asking anybody; else the CNI network there is.
+    fn look(&self) -> Result<Option<Arc<Conflist>>, NotReady> {
+        let not_ready = |reason, message| NotReady { reason, message };
+        let plugin = |message| not_ready("NetworkPluginNotReady", message);
+        let list = self.cni.folder().current().map_err(|e| plugin(e.to_string()))?;
+        match &list {
+            Some(list) => self.cni.check_plugins(list).map_err(|e| plugin(e.to_string()))?,
+            None => self.try_bridge().map_err(|e| {
+                let message = format!("the built-in bridge does not work here: {e}");
+                not_ready("BridgeNotReady", message)
+            })?,
+        }
+        Ok(list)
+    }
+
     async fn attach(self: Arc<Self>, pod: PodNetwork) -> Result<Attachment, Error> {
         let busy = self.busy(&pod.id);
         let _alone = busy.lock().await;
-        let list = self.cni.folder().current().map_err(CniError::from)?;
+        let list = self.cni.network_for(&pod.handler)?;
         // What an attempt that died has left would be in the way.
         self.clone().take_down(pod.id.clone()).await?;
         match list {
@@ -227,10 +252,13 @@ impl Inner {
         Ok(attachment)
     }
 
-    async fn attach_cni(self: Arc<Self>, pod: PodNetwork, list: &Conflist) -> Result<Attachment, Error> {
+    async fn attach_cni(self: Arc<Self>, mut pod: PodNetwork, list: &Conflist) -> Result<Attachment, Error> {
         // Nothing is recorded, and so nothing is taken down, for plugins that
         // cannot even start.
         self.cni.check_plugins(list)?;
+        if list.wants("ipRanges") {
+            pod.pod_cidrs = self.bridge.pod_cidrs()?;
+        }
         let mut record = Record {
             pod,
             via: Via::Cni(list.clone()),
@@ -279,14 +307,8 @@ impl Inner {
         match &record.via {
             Via::Bridge => blocking(move || Ok(self.bridge.detach(&id)?)).await,
             Via::Cni(list) => {
-                let result = record
-                    .attachment
-                    .as_ref()
-                    .and_then(|attachment| match &attachment.kind {
-                        AttachmentKind::Cni { result, .. } => Some(result),
-                        AttachmentKind::Bridge { .. } => None,
-                    });
-                self.cni.del(list, &record.pod, result).await?;
+                self.forget_check(&id);
+                self.cni.del(list, &record.pod, record.result()).await?;
                 Ok(self.store.network_release(&id)?)
             }
         }

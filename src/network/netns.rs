@@ -22,6 +22,14 @@ use crate::{
     sys::{namespace, unshare::unshare},
 };
 
+/// Magic number of the file system of namespaces, linux/magic.h.
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
+
+/// Whether a namespace is pinned at the path.
+pub fn is_namespace(path: &Path) -> bool {
+    rustix::fs::statfs(path).is_ok_and(|fs| fs.f_type == NSFS_MAGIC)
+}
+
 /// The namespaces a pod wants of its own.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted<'a> {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A pod that wants a network. Recorded at [`attach`](super::Network::attach),
 /// so that [`detach`](super::Network::detach) needs the id alone.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct PodNetwork {
     /// The sandbox's id; also the container id that CNI plugins see.
     pub id: String,
@@ -20,6 +21,11 @@ pub struct PodNetwork {
     pub dns: Dns,
     pub cgroup_parent: String,
     pub annotations: BTreeMap<String, String>,
+    /// The runtime handler, which may have a folder of CNI configurations of its own.
+    pub handler: String,
+    /// The subnets that the cluster gave the node, for plugins with the capability
+    /// "ipRanges"; filled in by attach.
+    pub pod_cidrs: Vec<String>,
 }
 
 /// One port of the node that leads to the pod.

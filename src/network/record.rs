@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error,
     cni::Conflist,
-    pod::{Attachment, PodNetwork},
+    pod::{Attachment, AttachmentKind, PodNetwork},
 };
 use crate::store::Store;
 
@@ -39,6 +39,14 @@ impl Record {
             message: e.to_string(),
         };
         serde_json::from_str(&text).map(Some).map_err(damaged)
+    }
+
+    /// What the plugins answered, when they all have.
+    pub fn result(&self) -> Option<&serde_json::Value> {
+        match &self.attachment.as_ref()?.kind {
+            AttachmentKind::Cni { result, .. } => Some(result),
+            AttachmentKind::Bridge { .. } => None,
+        }
     }
 
     pub fn write(&self, store: &Store) -> Result<(), Error> {

@@ -175,7 +175,12 @@ impl Bridge {
     }
 
     /// Records the pod with free addresses and its host ports.
-    fn claim(&self, pod: &PodNetwork, subnets: &[&Subnet], record: &str) -> Result<Vec<IpAddr>, Error> {
+    pub(super) fn claim(
+        &self,
+        pod: &PodNetwork,
+        subnets: &[&Subnet],
+        record: &str,
+    ) -> Result<Vec<IpAddr>, Error> {
         let mut pools = Vec::new();
         for subnet in subnets {
             let (first, last) = subnet.offsets().ok_or_else(|| Error::too_small(subnet))?;

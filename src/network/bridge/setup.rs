@@ -173,6 +173,11 @@ impl Bridge {
         Ok(self.store.put_setting(POD_CIDR, text)?)
     }
 
+    /// The subnets that the cluster gave, if it did.
+    pub fn pod_cidrs(&self) -> Result<Vec<String>, Error> {
+        Ok(split(&self.store.setting(POD_CIDR, "")?))
+    }
+
     /// With no pod there: the configured subnets, else those that the cluster gave,
     /// else the recorded ones as far as they are still free, else new ones.
     fn decide(&self, netlink: &mut Netlink) -> Result<Vec<Subnet>, Error> {
@@ -180,7 +185,7 @@ impl Bridge {
         let ipv6 = ipv6_enabled()?;
         let mut subnets = self.subnets.clone();
         if subnets.is_empty() {
-            subnets = configured(&split(&self.store.setting(POD_CIDR, "")?))?;
+            subnets = configured(&self.pod_cidrs()?)?;
         }
         let given = !subnets.is_empty();
         subnets.retain(|subnet| ipv6 || subnet.family() == Family::V4);

@@ -1,157 +1,63 @@
-//! CNI configurations: the folder, the files in it, and what is wrong with them.
+//! CNI configurations: what is in a file, and what is wrong with it.
 
-use std::{
-    fs::{self, File},
-    io::{self, Read},
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
-    time::SystemTime,
-};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Versions of the specification that are spoken, the oldest first.
 pub const VERSIONS: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
-/// A configuration is a few hundred bytes; more than this is a mistake.
-const MAX_FILE: u64 = 1024 * 1024;
+
+/// One plugin's part of a configuration.
+pub type Plugin = Map<String, Value>;
 
 /// A network configuration list. Recorded with every pod that was attached by it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Conflist {
     /// The file it is from.
     pub file: PathBuf,
     pub name: String,
     /// The version that the plugins are spoken to in.
     pub version: String,
-    /// Each plugin's part of the file.
-    pub plugins: Vec<Map<String, Value>>,
+    /// CHECK must not be called.
+    pub disable_check: bool,
+    /// GC must not be called.
+    pub disable_gc: bool,
+    pub plugins: Vec<Plugin>,
 }
 
 impl Conflist {
     /// The plugin's "type", which is the name of its executable.
-    pub fn kind(plugin: &Map<String, Value>) -> &str {
+    pub fn kind(plugin: &Plugin) -> &str {
         plugin.get("type").and_then(Value::as_str).unwrap_or_default()
     }
-}
 
-/// A configuration that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("CNI configuration {}: {message}", file.display())]
-pub struct Invalid {
-    pub file: PathBuf,
-    pub message: String,
-}
-
-type Outcome = Result<Option<Arc<Conflist>>, Invalid>;
-
-/// The folder of configurations. It is looked at anew at every use, and files
-/// are read again when one of them changed.
-#[derive(Debug)]
-pub struct Folder {
-    path: PathBuf,
-    last: Mutex<Option<(Vec<Stamp>, Outcome)>>,
-}
-
-/// What tells one state of a file from another.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Stamp {
-    path: PathBuf,
-    modified: SystemTime,
-    length: u64,
-}
-
-impl Folder {
-    pub fn new(path: PathBuf) -> Folder {
-        Folder {
-            path,
-            last: Mutex::new(None),
-        }
+    /// Whether the plugins are spoken to in this version or a later one.
+    pub fn speaks(&self, version: &str) -> bool {
+        let age = |of: &str| VERSIONS.iter().position(|known| *known == of);
+        age(&self.version) >= age(version)
     }
 
-    /// The configuration to use: of the first file by name that is right. When
-    /// there are files and none is right, what is wrong with the first one.
-    pub fn current(&self) -> Outcome {
-        let stamps = self.stamps()?;
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((known, outcome)) = last.as_ref()
-            && *known == stamps
-        {
-            return outcome.clone();
-        }
-        let outcome = choose(&stamps);
-        *last = Some((stamps, outcome.clone()));
-        outcome
-    }
-
-    fn stamps(&self) -> Result<Vec<Stamp>, Invalid> {
-        let invalid = |e: io::Error| Invalid {
-            file: self.path.clone(),
-            message: format!("read folder: {e}"),
+    /// Whether a plugin declares the capability.
+    pub fn wants(&self, capability: &str) -> bool {
+        let declared = |plugin: &Plugin| {
+            plugin
+                .get("capabilities")
+                .and_then(|all| all.get(capability))
+                .is_some_and(|on| *on == Value::Bool(true))
         };
-        let entries = match fs::read_dir(&self.path) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(invalid(e)),
-        };
-        let mut stamps = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(invalid)?.path();
-            let known = path
-                .extension()
-                .is_some_and(|it| it == "conflist" || it == "conf" || it == "json");
-            if !known {
-                continue;
-            }
-            // A file that goes away while we look is not there.
-            if let Ok(meta) = fs::metadata(&path)
-                && meta.is_file()
-            {
-                stamps.push(Stamp {
-                    path,
-                    modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
-                    length: meta.len(),
-                });
-            }
-        }
-        stamps.sort();
-        Ok(stamps)
+        self.plugins.iter().any(declared)
     }
 }
 
-fn choose(stamps: &[Stamp]) -> Outcome {
-    let mut first = None;
-    for stamp in stamps {
-        match read(&stamp.path) {
-            Ok(list) => {
-                if let Some(invalid) = first {
-                    let used = stamp.path.display();
-                    tracing::warn!(error = %invalid, %used, "a CNI configuration is passed over");
-                }
-                return Ok(Some(Arc::new(list)));
-            }
-            Err(message) => {
-                let file = stamp.path.clone();
-                first.get_or_insert(Invalid { file, message });
-            }
-        }
-    }
-    first.map_or(Ok(None), Err)
-}
-
-fn read(path: &Path) -> Result<Conflist, String> {
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text))
-        .map_err(|e| e.to_string())?;
-    if u64::try_from(text.len()).unwrap_or(u64::MAX) > MAX_FILE {
-        return Err(format!("larger than {MAX_FILE} bytes"));
-    }
-    parse(path, &text)
-}
-
-/// Reads a list, or a single plugin's configuration as a list of one.
-pub fn parse(path: &Path, text: &str) -> Result<Conflist, String> {
+/// Reads a list, or a single plugin's configuration as a list of one. `more` gives
+/// the plugins that are kept apart for the network of a name; they come last.
+pub fn parse(
+    path: &Path,
+    text: &str,
+    more: impl FnOnce(&str) -> Result<Vec<Plugin>, String>,
+) -> Result<Conflist, String> {
     let root: Map<String, Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
     let name = root
         .get("name")
@@ -164,7 +70,20 @@ pub fn parse(path: &Path, text: &str) -> Result<Conflist, String> {
         ));
     }
     let version = version(&root)?;
-    let plugins = match root.get("plugins") {
+    let flag = |key: &str| match root.get(key) {
+        None => Ok(false),
+        Some(Value::Bool(on)) => Ok(*on),
+        // As people wrote it before 1.0.0.
+        Some(Value::String(on)) if on == "true" => Ok(true),
+        Some(Value::String(on)) if on == "false" => Ok(false),
+        Some(other) => Err(format!("{key:?}: {other} is neither true nor false")),
+    };
+    let (disable_check, disable_gc) = (flag("disableCheck")?, flag("disableGC")?);
+    let inlined_only = flag("loadOnlyInlinedPlugins")?;
+    let is_list = root.contains_key("plugins") || !root.contains_key("type");
+    let mut plugins = match root.get("plugins") {
+        None if inlined_only => return Err("\"loadOnlyInlinedPlugins\" without \"plugins\"".into()),
+        None if is_list => Vec::new(),
         None => vec![root],
         Some(Value::Array(plugins)) => plugins
             .iter()
@@ -177,22 +96,32 @@ pub fn parse(path: &Path, text: &str) -> Result<Conflist, String> {
             .collect::<Result<_, _>>()?,
         Some(_) => return Err("\"plugins\" is not a list".into()),
     };
+    if is_list && !inlined_only {
+        plugins.extend(more(&name)?);
+    }
     if plugins.is_empty() {
-        return Err("\"plugins\" is empty".into());
+        return Err(format!(
+            "\"plugins\" is missing or empty, there is no \"type\", and a folder {name:?} beside it has none"
+        ));
     }
-    for plugin in &plugins {
-        // The name of a file in one of the folders, never a way out of them.
-        let kind = Conflist::kind(plugin);
-        if kind.is_empty() || kind.contains('/') || kind == "." || kind == ".." {
-            return Err(format!("\"type\": {kind:?} does not name a plugin"));
-        }
-    }
+    plugins.iter().try_for_each(check_kind)?;
     Ok(Conflist {
         file: path.to_path_buf(),
         name,
         version,
+        disable_check,
+        disable_gc,
         plugins,
     })
+}
+
+/// The name of a file in one of the folders, never a way out of them.
+fn check_kind(plugin: &Plugin) -> Result<(), String> {
+    let kind = Conflist::kind(plugin);
+    if kind.is_empty() || kind.contains('/') || kind == "." || kind == ".." {
+        return Err(format!("\"type\": {kind:?} does not name a plugin"));
+    }
+    Ok(())
 }
 
 /// The highest version that the configuration offers and that is known.
@@ -226,29 +155,8 @@ fn is_name(name: &str) -> bool {
 mod tests {
     use super::*;
 
-    const LIST: &str = r#"{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"bridge"}]}"#;
-
-    #[test]
-    fn the_first_right_file_by_name_is_used_and_changes_are_seen() {
-        let dir = tempfile::tempdir().unwrap();
-        let folder = Folder::new(dir.path().join("net.d"));
-        assert_eq!(folder.current(), Ok(None));
-        fs::create_dir(dir.path().join("net.d")).unwrap();
-        assert_eq!(folder.current(), Ok(None));
-        let put = |name: &str, text: &str| fs::write(dir.path().join("net.d").join(name), text).unwrap();
-        put("20.conflist", LIST);
-        put("99.txt", "not one");
-        assert_eq!(folder.current().unwrap().unwrap().name, "net");
-        put("10.conf", r#"{"cniVersion":"0.4.0","name":"one","type":"ptp"}"#);
-        let one = folder.current().unwrap().unwrap();
-        assert_eq!((one.name.as_str(), one.plugins.len()), ("one", 1));
-        put("10.conf", "{");
-        assert_eq!(folder.current().unwrap().unwrap().name, "net");
-        fs::remove_file(dir.path().join("net.d/20.conflist")).unwrap();
-        let message = folder.current().unwrap_err().to_string();
-        assert!(message.contains("10.conf: EOF"), "{message}");
-        fs::remove_file(dir.path().join("net.d/10.conf")).unwrap();
-        assert_eq!(folder.current(), Ok(None));
+    fn parse(text: &str) -> Result<Conflist, String> {
+        super::parse(Path::new("f"), text, |_| Ok(Vec::new()))
     }
 
     #[test]
@@ -264,11 +172,62 @@ mod tests {
             (r#"{"cniVersion":"1.0.0","name":"x","plugins":[1]}"#, "objects"),
             (r#"{"cniVersion":"1.0.0","name":"x","type":"../sh"}"#, "../sh"),
             (r#"{"cniVersion":"1.0.0","name":"x"}"#, "\"type\""),
+            (
+                r#"{"cniVersion":"1.0.0","name":"x","disableGC":1,"type":"x"}"#,
+                "disableGC",
+            ),
+            (
+                r#"{"cniVersion":"1.1.0","name":"x","loadOnlyInlinedPlugins":true}"#,
+                "without \"plugins\"",
+            ),
         ] {
-            let message = parse(Path::new("f"), text).unwrap_err();
+            let message = parse(text).unwrap_err();
             assert!(message.contains(expected), "{text}: {message}");
         }
         let newer = r#"{"cniVersion":"2.0.0","cniVersions":["0.4.0","1.1.0","9.0.0"],"name":"x","type":"x"}"#;
-        assert_eq!(parse(Path::new("f"), newer).unwrap().version, "1.1.0");
+        assert_eq!(parse(newer).unwrap().version, "1.1.0");
+    }
+
+    #[test]
+    fn versions_are_in_order() {
+        let list =
+            |version: &str| parse(&format!(r#"{{"cniVersion":"{version}","name":"x","type":"x"}}"#)).unwrap();
+        assert!(list("1.1.0").speaks("1.1.0") && list("1.1.0").speaks("0.4.0"));
+        assert!(!list("0.3.1").speaks("0.4.0") && !list("1.0.0").speaks("1.1.0"));
+    }
+
+    #[test]
+    fn what_must_not_be_called_is_known() {
+        let text = r#"{"cniVersion":"1.1.0","name":"x","disableCheck":true,"disableGC":"true","plugins":[
+            {"type":"a","capabilities":{"ipRanges":true,"mac":false}}]}"#;
+        let list = parse(text).unwrap();
+        assert!(list.disable_check && list.disable_gc);
+        assert!(list.wants("ipRanges") && !list.wants("mac") && !list.wants("dns"));
+    }
+
+    #[test]
+    fn plugins_kept_apart_come_last() {
+        let more = |name: &str| {
+            assert_eq!(name, "x");
+            let part = serde_json::json!({"type": "apart"});
+            Ok(vec![part.as_object().unwrap().clone()])
+        };
+        let kinds = |text: &str| {
+            let list = super::parse(Path::new("f"), text, more).unwrap();
+            list.plugins
+                .iter()
+                .map(|p| Conflist::kind(p).to_owned())
+                .collect::<Vec<_>>()
+        };
+        let list = r#"{"cniVersion":"1.1.0","name":"x","plugins":[{"type":"inline"}]}"#;
+        assert_eq!(kinds(list), ["inline", "apart"]);
+        assert_eq!(kinds(r#"{"cniVersion":"1.1.0","name":"x"}"#), ["apart"]);
+        let only = list.replace("\"name\"", "\"loadOnlyInlinedPlugins\":true,\"name\"");
+        assert_eq!(kinds(&only), ["inline"]);
+        // A single plugin's file is not a list.
+        assert_eq!(
+            kinds(r#"{"cniVersion":"0.4.0","name":"x","type":"inline"}"#),
+            ["inline"]
+        );
     }
 }

@@ -32,7 +32,7 @@ pub enum Failure {
     Start(io::Error),
     #[error("cannot be talked to: {0}")]
     Pipe(io::Error),
-    #[error("did not end within {} s and was killed", .0.as_secs())]
+    #[error("did not end within {:.0} s and was killed", .0.as_secs_f64())]
     TimedOut(Duration),
     #[error("printed more than {MAX_OUTPUT} bytes and was killed")]
     TooMuch,
@@ -59,7 +59,7 @@ pub async fn run(
     input: &[u8],
     limit: Duration,
 ) -> Result<Vec<u8>, Failure> {
-    let mut child = Command::new(plugin)
+    let child = Command::new(plugin)
         .envs(env.iter().map(|(key, value)| (key, value)))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -69,17 +69,17 @@ pub async fn run(
         .kill_on_drop(true)
         .spawn()
         .map_err(Failure::Start)?;
-    let group = child.id();
+    let mut plugin = Running(child);
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let talked = timeout(limit, talk(&mut child, input, &mut stdout, &mut stderr)).await;
+    let talked = timeout(limit, talk(&mut plugin.0, input, &mut stdout, &mut stderr)).await;
     let status = match talked {
         Ok(Ok(status)) => status,
         Ok(Err(failure)) => {
-            kill(&mut child, group).await;
+            plugin.kill().await;
             return Err(failure);
         }
         Err(_) => {
-            kill(&mut child, group).await;
+            plugin.kill().await;
             return Err(Failure::TimedOut(limit));
         }
     };
@@ -90,7 +90,11 @@ pub async fn run(
         Ok(PluginError { code, msg, details }) => Failure::Refused {
             code,
             msg: words(msg.as_bytes()),
-            details: words(details.as_bytes()),
+            details: if details.trim().is_empty() {
+                String::new()
+            } else {
+                words(details.as_bytes())
+            },
         },
         Err(_) => {
             let said = if stderr.is_empty() { &stdout } else { &stderr };
@@ -145,15 +149,29 @@ async fn read(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) -> Resul
     Ok(())
 }
 
-async fn kill(child: &mut Child, group: Option<u32>) {
-    // The child is not reaped yet, so its number is still its group's.
-    if let Some(group) = group
-        .and_then(|id| i32::try_from(id).ok())
-        .and_then(Pid::from_raw)
-    {
-        let _ = kill_process_group(group, Signal::KILL);
+/// A plugin that was started. What it started dies with it when it is given up, be
+/// it that berthd stops; what it leaves behind when it ends is its own business.
+struct Running(Child);
+
+impl Running {
+    async fn kill(&mut self) {
+        self.kill_group();
+        let _ = self.0.kill().await;
     }
-    let _ = child.kill().await;
+
+    fn kill_group(&self) {
+        // None once it is reaped: then its number may be another's.
+        let group = self.0.id().and_then(|id| i32::try_from(id).ok());
+        if let Some(group) = group.and_then(Pid::from_raw) {
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill_group();
+    }
 }
 
 /// The end of what a plugin said, as one line that can be shown.

@@ -1,121 +1,90 @@
 //! Networks made by CNI plugins (the specification, versions 0.3.0 to 1.1.0).
 //!
 //! The configuration that a pod was attached by is recorded with it before the
-//! first plugin runs: the pod is detached by that one, whatever the folder holds
-//! by then. CHECK, STATUS and GC belong here when they come.
+//! first plugin runs, and what the last one answered when all have: the pod is
+//! checked and detached by that, whatever the folder holds by then.
 
 mod capability;
 mod config;
+mod error;
 mod exec;
+mod folder;
+mod garbage;
+mod request;
 mod result;
+mod status;
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-pub use config::{Conflist, Folder, Invalid};
-use serde_json::{Map, Value};
-use tokio::sync::Semaphore;
+pub use config::Conflist;
+pub use error::Error;
+pub use folder::Folder;
+use serde_json::Value;
+use tokio::sync::{RwLock, Semaphore};
 
+use self::request::{Request, Verb};
 use super::pod::PodNetwork;
-use crate::kind::{HasKind, Kind};
 
 /// The pod's interface, as every runtime names it.
 const INTERFACE: &str = "eth0";
-/// How long one plugin may take.
-const LIMIT: Duration = Duration::from_secs(60);
-/// Plugins that run at the same time: they queue on file locks of their own
-/// (host-local), and a thousand of them would make a node swap.
-const AT_ONCE: usize = 10;
-/// Magic number of the file system of namespaces.
-const NSFS_MAGIC: u64 = 0x6e73_6673;
-
-/// Errors of CNI; each names the network, the plugin and what it did.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Invalid(#[from] Invalid),
-    #[error(
-        "CNI network {network}: plugin {plugin:?} is in none of {dirs:?}: install it, or set network.cni_bin_dirs"
-    )]
-    Missing {
-        network: String,
-        plugin: String,
-        dirs: Vec<PathBuf>,
-    },
-    #[error("CNI network {network}: {verb} of plugin {plugin} {failure}")]
-    Plugin {
-        network: String,
-        plugin: String,
-        verb: &'static str,
-        failure: exec::Failure,
-    },
-    #[error(
-        "CNI network {network}: plugin {plugin} answered {verb} with something else than a result: {message}"
-    )]
-    Answer {
-        network: String,
-        plugin: String,
-        verb: &'static str,
-        message: String,
-    },
-    #[error("CNI network {network} gave the pod no address on {INTERFACE}")]
-    NoAddress { network: String },
-    #[error("{message}")]
-    Annotation { message: String },
-}
-
-impl HasKind for Error {
-    fn kind(&self) -> Kind {
-        match self {
-            Error::Invalid(_) | Error::Missing { .. } => Kind::FailedPrecondition,
-            Error::Annotation { .. } => Kind::InvalidArgument,
-            Error::Plugin { .. } | Error::Answer { .. } | Error::NoAddress { .. } => Kind::Unavailable,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Verb {
-    Add,
-    Del,
-}
-
-impl Verb {
-    fn name(self) -> &'static str {
-        match self {
-            Verb::Add => "ADD",
-            Verb::Del => "DEL",
-        }
-    }
-}
+/// CHECK and GC make no pod's network, so pods do not wait for them as long as for
+/// what does.
+const LOOK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Runs CNI plugins.
 #[derive(Debug)]
 pub struct Cni {
     folder: Folder,
+    /// Of the runtime handlers that have one of their own.
+    of_handlers: BTreeMap<String, Folder>,
     bin_dirs: Vec<PathBuf>,
     slots: Semaphore,
+    /// How long one run of a plugin may take.
     limit: Duration,
+    /// ADD and DEL hold it shared, GC alone, as the specification wants it.
+    gate: RwLock<()>,
+    last_status: tokio::sync::Mutex<Option<status::Answer>>,
 }
 
 impl Cni {
-    pub fn new(conf_dir: PathBuf, bin_dirs: Vec<PathBuf>) -> Cni {
+    /// `handlers`: the folders of the runtime handlers that have one of their own.
+    pub fn new(config: &crate::config::Network, handlers: BTreeMap<String, PathBuf>) -> Cni {
         Cni {
-            folder: Folder::new(conf_dir),
-            bin_dirs,
-            slots: Semaphore::new(AT_ONCE),
-            limit: LIMIT,
+            folder: Folder::new(config.cni_conf_dir.clone()),
+            of_handlers: handlers
+                .into_iter()
+                .map(|(handler, path)| (handler, Folder::new(path)))
+                .collect(),
+            bin_dirs: config.cni_bin_dirs.clone(),
+            slots: Semaphore::new(config.cni_max_plugins),
+            limit: Duration::from_secs(config.cni_timeout),
+            gate: RwLock::new(()),
+            last_status: tokio::sync::Mutex::new(None),
         }
     }
 
-    #[cfg(test)]
-    pub fn with_limit(mut self, limit: Duration) -> Cni {
-        self.limit = limit;
-        self
-    }
-
-    /// The folder of configurations.
+    /// The node's folder of configurations.
     pub fn folder(&self) -> &Folder {
         &self.folder
+    }
+
+    /// The folders of handlers, by the handler's name.
+    pub fn folders_of_handlers(&self) -> &BTreeMap<String, Folder> {
+        &self.of_handlers
+    }
+
+    /// The configuration for a pod of the handler. None: there is no CNI network.
+    /// A handler's own folder must have one: its pods are not to end up in
+    /// another network than the one that was set up for them.
+    pub fn network_for(&self, handler: &str) -> Result<Option<Arc<Conflist>>, Error> {
+        let Some(folder) = self.of_handlers.get(handler) else {
+            return Ok(self.folder.current()?);
+        };
+        let list = folder.current()?.ok_or_else(|| Error::NoneForHandler {
+            handler: handler.to_owned(),
+            folder: folder.path().to_path_buf(),
+        })?;
+        Ok(Some(list))
     }
 
     /// Checks that every plugin of the list is there.
@@ -128,19 +97,16 @@ impl Cni {
     /// ADD of every plugin in turn, each getting the result of the one before.
     /// Gives the last result, after checking that it has an address for the pod.
     /// After an error the caller runs [`Cni::del`] over the whole list.
-    pub async fn add(
-        &self,
-        list: &Conflist,
-        pod: &PodNetwork,
-    ) -> Result<(Value, Vec<std::net::IpAddr>), Error> {
+    pub async fn add(&self, list: &Conflist, pod: &PodNetwork) -> Result<(Value, Vec<IpAddr>), Error> {
         self.check_plugins(list)?;
+        let _shared = self.gate.read().await;
         let mut result = None;
         let mut last = "";
         for plugin in &list.plugins {
             last = Conflist::kind(plugin);
-            let output = self.call(list, plugin, Verb::Add, pod, result.as_ref()).await?;
-            let answer: Value = serde_json::from_slice(&output).map_err(|e| answer(list, last, &e))?;
-            result = Some(answer);
+            let request = Request::of_pod(Verb::Add, list, plugin, pod, result.as_ref());
+            let output = self.call(request).await?;
+            result = Some(result::read(&output, &list.version).map_err(|e| answer(list, last, &e))?);
         }
         let result = result.unwrap_or_default();
         let ips = result::addresses(&result, INTERFACE).map_err(|e| answer(list, last, &e))?;
@@ -155,10 +121,12 @@ impl Cni {
     /// others from cleaning up; the first error is returned, for another try.
     pub async fn del(&self, list: &Conflist, pod: &PodNetwork, result: Option<&Value>) -> Result<(), Error> {
         // Plugins get the result back since 0.4.0.
-        let result = result.filter(|_| !list.version.starts_with("0.3."));
+        let result = result.filter(|_| list.speaks("0.4.0"));
+        let _shared = self.gate.read().await;
         let mut first = Ok(());
         for plugin in list.plugins.iter().rev() {
-            if let Err(e) = self.call(list, plugin, Verb::Del, pod, result).await
+            let request = Request::of_pod(Verb::Del, list, plugin, pod, result);
+            if let Err(e) = self.call(request).await
                 && first.is_ok()
             {
                 first = Err(e);
@@ -167,55 +135,46 @@ impl Cni {
         first
     }
 
-    async fn call(
-        &self,
-        list: &Conflist,
-        plugin: &Map<String, Value>,
-        verb: Verb,
-        pod: &PodNetwork,
-        previous: Option<&Value>,
-    ) -> Result<Vec<u8>, Error> {
-        let kind = Conflist::kind(plugin);
-        let program = self.find(list, kind)?;
-        let runtime = match capability::runtime_config(plugin, pod) {
-            Ok(runtime) => runtime,
-            // It did not get past its ADD with that either.
-            Err(_) if verb == Verb::Del => Map::new(),
-            Err(message) => return Err(Error::Annotation { message }),
-        };
-        let input = input(list, plugin, runtime, previous);
-        let env = self.environment(verb, pod);
-        // The semaphore is never closed.
-        let _slot = self.slots.acquire().await.ok();
-        exec::run(&program, &env, &input, self.limit)
-            .await
-            .map_err(|failure| Error::Plugin {
-                network: list.name.clone(),
-                plugin: kind.to_owned(),
-                verb: verb.name(),
-                failure,
-            })
+    /// CHECK of every plugin in turn, up to the first that finds something wrong.
+    /// Nothing is asked where the configuration says so, or is older than CHECK.
+    pub async fn check(&self, list: &Conflist, pod: &PodNetwork, result: &Value) -> Result<(), Error> {
+        if list.disable_check || !list.speaks("0.4.0") {
+            return Ok(());
+        }
+        for plugin in &list.plugins {
+            let request = Request::of_pod(Verb::Check, list, plugin, pod, Some(result));
+            match self.call(request).await {
+                Err(e) if !e.is_unknown_verb() => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
-    fn environment(&self, verb: Verb, pod: &PodNetwork) -> Vec<(&'static str, OsString)> {
-        let path: Vec<OsString> = self
-            .bin_dirs
-            .iter()
-            .map(|dir| dir.clone().into_os_string())
-            .collect();
-        // After a reboot, or when the pod lost its namespace, there is none to name.
-        let netns = match rustix::fs::statfs(&pod.netns) {
-            Ok(stat) if u64::try_from(stat.f_type) == Ok(NSFS_MAGIC) => pod.netns.clone().into_os_string(),
-            _ => OsString::new(),
+    /// Runs a plugin when its turn comes.
+    async fn call(&self, request: Request<'_>) -> Result<Vec<u8>, Error> {
+        let limit = match request.verb {
+            Verb::Add | Verb::Del => self.limit,
+            Verb::Check | Verb::Gc | Verb::Status => self.limit.min(LOOK_LIMIT),
         };
-        vec![
-            ("CNI_COMMAND", verb.name().into()),
-            ("CNI_CONTAINERID", pod.id.clone().into()),
-            ("CNI_NETNS", netns),
-            ("CNI_IFNAME", INTERFACE.into()),
-            ("CNI_ARGS", arguments(pod).into()),
-            ("CNI_PATH", path.join(std::ffi::OsStr::new(":"))),
-        ]
+        // The semaphore is never closed.
+        let _slot = self.slots.acquire().await.ok();
+        self.run(request, limit).await
+    }
+
+    /// Runs a plugin now.
+    async fn run(&self, request: Request<'_>, limit: Duration) -> Result<Vec<u8>, Error> {
+        let kind = Conflist::kind(request.plugin);
+        let program = self.find(request.list, kind)?;
+        let input = request.input().map_err(|message| Error::Annotation { message })?;
+        exec::run(&program, &request.environment(&self.bin_dirs), &input, limit)
+            .await
+            .map_err(|failure| Error::Plugin {
+                network: request.list.name.clone(),
+                plugin: kind.to_owned(),
+                verb: request.verb,
+                failure,
+            })
     }
 
     fn find(&self, list: &Conflist, kind: &str) -> Result<PathBuf, Error> {
@@ -231,43 +190,10 @@ impl Cni {
     }
 }
 
-/// The plugin's configuration as it gets it.
-fn input(
-    list: &Conflist,
-    plugin: &Map<String, Value>,
-    runtime: Map<String, Value>,
-    previous: Option<&Value>,
-) -> Vec<u8> {
-    let mut config = plugin.clone();
-    config.insert("name".into(), list.name.clone().into());
-    config.insert("cniVersion".into(), list.version.clone().into());
-    if let Some(previous) = previous {
-        config.insert("prevResult".into(), previous.clone());
-    }
-    if !runtime.is_empty() {
-        config.insert("runtimeConfig".into(), Value::Object(runtime));
-    }
-    Value::Object(config).to_string().into_bytes()
-}
-
-/// CNI_ARGS; the kubelet's names consist of letters, digits, '-' and '.', and
-/// anything else would let one value pass for another.
-fn arguments(pod: &PodNetwork) -> String {
-    let plain = |text: &str| text.replace([';', '='], "_");
-    format!(
-        "IgnoreUnknown=1;K8S_POD_NAMESPACE={};K8S_POD_NAME={};K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
-        plain(&pod.namespace),
-        plain(&pod.name),
-        plain(&pod.id),
-        plain(&pod.uid)
-    )
-}
-
 fn answer(list: &Conflist, plugin: &str, message: &dyn std::fmt::Display) -> Error {
     Error::Answer {
         network: list.name.clone(),
         plugin: plugin.to_owned(),
-        verb: Verb::Add.name(),
         message: message.to_string(),
     }
 }

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 #[derive(Deserialize)]
 struct Answer {
@@ -29,6 +29,17 @@ struct Ip {
     address: String,
     /// Index in `interfaces`.
     interface: Option<usize>,
+}
+
+/// Reads what a plugin printed. The next one wants to know its version, and some
+/// plugins leave that out: then it is the one they were spoken to in.
+pub fn read(output: &[u8], version: &str) -> Result<Value, String> {
+    let mut result: Map<String, Value> = serde_json::from_slice(output).map_err(|e| e.to_string())?;
+    let said = result.entry("cniVersion").or_insert(Value::Null);
+    if said.is_null() || said == "" {
+        *said = version.into();
+    }
+    Ok(Value::Object(result))
 }
 
 /// The addresses of the pod's interface, IPv4 first as containerd has it; else

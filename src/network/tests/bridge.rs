@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeSet, time::Instant};
 
+use rustix::net::sockopt;
+
 use super::*;
 use crate::{
     kind::{HasKind, Kind},
-    network::{AttachmentKind, netns},
+    network::{AttachmentKind, netns, subnet::Subnet},
+    store::network::SubnetRow,
 };
 
 #[test]
@@ -62,23 +65,76 @@ fn the_outside_sees_the_node() {
     on_a_node(|node| {
         let out = outside(node);
         let pod = node.pod(&id(3));
-        let ips = node.attach(&pod);
+        node.attach(&pod);
         let _servers = [tcp_server(Some(&out), "[::]:80", "out")];
         let asked = |to: &str| within(&pod.netns, || ask(ip(to), 80)).unwrap();
         assert_eq!(asked("198.51.100.2"), "out ::ffff:198.51.100.1");
         assert_eq!(asked("2001:db8::2"), "out 2001:db8::1");
-        let mtu = shell(&format!(
-            "nsenter --net={} cat /sys/class/net/eth0/mtu",
-            pod.netns.display()
-        ));
-        // Of sysfs only what was mounted in the node's namespace is seen; ask the link.
-        drop(mtu);
-        let link = within(&pod.netns, || {
-            Netlink::open().unwrap().link("eth0").unwrap().unwrap()
-        });
-        assert_eq!(link.mtu, 1400, "of the default route's link");
-        drop(ips);
         node.detach(&pod.id);
+        node.assert_clean();
+    });
+}
+
+#[test]
+fn the_mtu_is_the_uplinks_or_the_configured_one() {
+    let mtus = |node: &Node, pod: &PodNetwork| {
+        let of_pod = within(&pod.netns, || {
+            Netlink::open().unwrap().link("eth0").unwrap().unwrap().mtu
+        });
+        let mut netlink = Netlink::open().unwrap();
+        let mut of = |name: &str| netlink.link(name).unwrap().unwrap().mtu;
+        let veth = crate::network::bridge::veth_name(&pod.id);
+        [of_pod, of(&veth), of(&node.bridge())]
+    };
+    on_a_node(|node| {
+        outside(node);
+        let pod = node.pod(&id(3));
+        node.attach(&pod);
+        assert_eq!(mtus(node, &pod), [1400; 3], "of the default route's link");
+        // A packet of that size passes, a larger one is not sent.
+        let send = |bytes: usize| {
+            within(&pod.netns, || {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                sockopt::set_ip_mtu_discover(&socket, sockopt::Ipv4PathMtuDiscovery::DO).unwrap();
+                socket.send_to(&vec![0; bytes - 28], "198.51.100.2:9").map(drop)
+            })
+        };
+        send(1400).unwrap();
+        assert!(send(1401).is_err());
+        node.detach(&pod.id);
+    });
+    on_a_node_with(
+        |config| config.mtu = 9000,
+        |node| {
+            outside(node);
+            let pod = node.pod(&id(3));
+            node.attach(&pod);
+            assert_eq!(mtus(node, &pod), [9000; 3]);
+            node.detach(&pod.id);
+            node.assert_clean();
+        },
+    );
+}
+
+#[test]
+fn an_address_is_used_again_when_all_others_were() {
+    let change = |config: &mut config::Network| config.subnets = vec!["10.77.0.0/29".into()];
+    on_a_node_with(change, |node| {
+        // Six addresses, of which the bridge has one; pods come and go.
+        let mut seen = Vec::new();
+        for n in 0..10 {
+            let pod = node.pod(&id(100 + n));
+            let ip = node.attach(&pod)[0];
+            // Whoever has the address is who answers, though the neighbours remember
+            // its last owner.
+            let _server = tcp_server(Some(&pod.netns), "0.0.0.0:80", "pod");
+            assert!(ask(ip, 80).unwrap().starts_with("pod "));
+            seen.push(ip);
+            node.detach(&pod.id);
+            assert!(refused(ip, 80));
+        }
+        let expected = (0..10).map(|n| IpAddr::from([10, 77, 0, 2 + n % 5]));
+        assert!(seen.iter().copied().eq(expected), "{seen:?}");
         node.assert_clean();
     });
 }
@@ -194,7 +250,12 @@ fn configured_subnets_are_used_until_they_are_full() {
                 subnets: wrong.into_iter().map(String::from).collect(),
                 ..node.config.clone()
             };
-            let message = Network::open(&config, &instance(node.dir.path()), node.store.clone());
+            let message = Network::open(
+                &config,
+                BTreeMap::new(),
+                &instance(node.dir.path()),
+                node.store.clone(),
+            );
             assert!(message.unwrap_err().to_string().contains("network.subnets"));
         }
     });
@@ -220,6 +281,45 @@ fn three_hundred_pods_have_three_hundred_addresses() {
         }
         println!("detach of a pod: {:?}", start.elapsed() / 300);
         node.assert_clean();
+    });
+}
+
+/// The claims alone, as attach makes them before anything is in the kernel: a
+/// thousand pods at once, in order and after half of them went.
+#[test]
+fn a_thousand_pods_claim_a_thousand_addresses() {
+    on_a_node(|node| {
+        let bridge = &node.network.inner.bridge;
+        let subnets: [Subnet; 2] = ["10.66.0.0/22", "fd66::/64"].map(|it| it.parse().unwrap());
+        let row = |subnet: &Subnet| SubnetRow {
+            family: subnet.family().number(),
+            subnet: subnet.to_string(),
+        };
+        node.store
+            .network_set_subnets(&subnets.each_ref().map(row))
+            .unwrap();
+        let pod = |n: u32| PodNetwork {
+            id: id(n),
+            ..PodNetwork::default()
+        };
+        let claim = |n: u32| bridge.claim(&pod(n), &subnets.each_ref(), "{}");
+        let mut all: Vec<IpAddr> = (0..1000).flat_map(|n| claim(n).unwrap()).collect();
+        let in_order = (0..1000).flat_map(|n| subnets.map(|subnet| subnet.at(n + 2)));
+        assert!(all.iter().copied().eq(in_order));
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 2000);
+        for n in (0..1000).step_by(2) {
+            node.store.network_release(&id(n)).unwrap();
+        }
+        // First what was never used, up to the broadcast address; then what was freed.
+        let more: Vec<_> = (1000..1521).map(|n| claim(n).unwrap()[0]).collect();
+        assert_eq!((more[0], more[20]), (ip("10.66.3.234"), ip("10.66.3.254")));
+        assert_eq!((more[21], more[520]), (ip("10.66.0.2"), ip("10.66.3.232")));
+        let rows = node.store.network_addresses(None).unwrap();
+        assert_eq!(rows.iter().filter(|row| row.family == 4).count(), 1021);
+        let message = claim(1521).unwrap_err().to_string();
+        assert!(message.contains("10.66.0.0/22"), "{message}");
     });
 }
 
@@ -362,7 +462,13 @@ fn two_berthds_on_one_node_do_not_meet() {
         store
             .network_set_subnets(&node.store.network_subnets().unwrap())
             .unwrap();
-        let other = Network::open(&node.config, &instance(other_dir.path()), store.clone()).unwrap();
+        let other = Network::open(
+            &node.config,
+            BTreeMap::new(),
+            &instance(other_dir.path()),
+            store.clone(),
+        )
+        .unwrap();
         let b = node.pod(&id(31));
         let (of_a, of_b) = (node.attach(&a), node.run(other.attach(&b)).unwrap().ips);
         let subnets = |store: &Store| store.network_subnets().unwrap();
@@ -378,7 +484,7 @@ fn two_berthds_on_one_node_do_not_meet() {
 #[test]
 fn the_status_is_from_a_trial() {
     on_a_node(|node| {
-        assert_eq!(node.network.status(), Ok(()));
+        assert_eq!(node.run(node.network.status()), Ok(()));
         node.assert_clean();
     });
 }

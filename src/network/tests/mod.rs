@@ -38,6 +38,8 @@ struct Node {
     dir: tempfile::TempDir,
     runtime: tokio::runtime::Runtime,
     config: config::Network,
+    /// The CNI folders of runtime handlers.
+    cni_conf_dirs: BTreeMap<String, PathBuf>,
     store: Arc<Store>,
     network: Network,
 }
@@ -63,11 +65,13 @@ fn on_a_node_with(change: impl FnOnce(&mut config::Network) + Send, test: impl F
                 .build()
                 .unwrap();
             let store = Arc::new(Store::open(&dir.path().join("berth.db")).unwrap());
-            let network = Network::open(&config, &instance(dir.path()), store.clone()).unwrap();
+            let network =
+                Network::open(&config, BTreeMap::new(), &instance(dir.path()), store.clone()).unwrap();
             let mut node = Node {
                 dir,
                 runtime,
                 config,
+                cni_conf_dirs: BTreeMap::new(),
                 store,
                 network,
             };
@@ -111,7 +115,13 @@ impl Node {
     /// As after a restart of berthd.
     fn restart(&mut self) {
         let instance = instance(self.dir.path());
-        self.network = Network::open(&self.config, &instance, self.store.clone()).unwrap();
+        self.network = Network::open(
+            &self.config,
+            self.cni_conf_dirs.clone(),
+            &instance,
+            self.store.clone(),
+        )
+        .unwrap();
     }
 
     /// A pod with namespaces and without a network.
