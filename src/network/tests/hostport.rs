@@ -173,6 +173,52 @@ fn a_bound_host_port_is_served_there_only() {
 }
 
 #[test]
+fn a_bound_udp_port_answers_from_its_address() {
+    on_a_node(|node| {
+        let out = outside(node);
+        shell("ip addr add 203.0.113.9/32 dev lo && ip addr add 2001:db8:9::9/128 dev lo");
+        for (ours, via) in [
+            ("203.0.113.9/32", "198.51.100.1"),
+            ("2001:db8:9::9/128", "2001:db8::1"),
+        ] {
+            within(&out, || shell(&format!("ip route add {ours} via {via}")));
+        }
+        let mut pod = node.pod(&id(12));
+        pod.ports = ["203.0.113.9", "2001:db8:9::9"]
+            .map(|ip| port(Protocol::Udp, 53, 5353, Some(ip)))
+            .into();
+        node.attach(&pod);
+        let _server = udp_server(&pod.netns, "[::]:5353", "pod");
+        // Connected sockets: an answer from another address does not come through.
+        let asked = |to: &str, tries: u32| {
+            let own = if to.contains(':') { "[::]:0" } else { "0.0.0.0:0" };
+            let client = UdpSocket::bind(own).unwrap();
+            client.connect(SocketAddr::new(ip(to), 53)).unwrap();
+            client.set_read_timeout(Some(SHORT)).unwrap();
+            (0..tries).any(|_| {
+                let mut answer = [0; 64];
+                let sent = client.send(b"?");
+                sent.is_ok()
+                    && client
+                        .recv(&mut answer)
+                        .is_ok_and(|_| answer.starts_with(b"pod "))
+            })
+        };
+        for to in ["203.0.113.9", "2001:db8:9::9"] {
+            assert!(asked(to, 20), "{to} from the node");
+            assert!(within(&out, || asked(to, 20)), "{to} from outside");
+            assert!(within(&pod.netns, || asked(to, 20)), "{to} from the pod itself");
+        }
+        for to in ["198.51.100.1", "2001:db8::1"] {
+            assert!(!within(&out, || asked(to, 1)), "{to} is not served");
+        }
+        node.detach(&pod.id);
+        assert!(!within(&out, || asked("203.0.113.9", 1)));
+        node.assert_clean();
+    });
+}
+
+#[test]
 fn a_pod_does_not_reach_the_loopback_of_the_node() {
     on_a_node(|node| {
         let pod = node.pod(&id(5));
