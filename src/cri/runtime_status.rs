@@ -51,7 +51,7 @@ fn runtime(node: &Node) -> cri::RuntimeCondition {
 }
 
 async fn network(node: &Node) -> cri::RuntimeCondition {
-    let ready = node.network.status().await;
+    let ready = node.network.status(node.handler("")).await;
     condition("NetworkReady", ready.map_err(|n| (n.reason, n.message)))
 }
 

@@ -126,17 +126,17 @@ impl Network {
         Ok(self.inner.bridge.set_pod_cidr(text)?)
     }
 
-    /// Whether pods can have a network now. Looks at the CNI folder anew each
+    /// Whether pods of the handler can have a network now. Looks at the CNI folder anew each
     /// time, and asks the plugins that know STATUS, whose answer holds for some
     /// seconds; the bridge is tried out once, in a namespace that is thrown away
     /// (some milliseconds), and again only while it does not work.
-    pub async fn status(&self) -> Result<(), NotReady> {
+    pub async fn status(&self, handler: &str) -> Result<(), NotReady> {
         let plugin = |message| NotReady {
             reason: "NetworkPluginNotReady",
             message,
         };
-        let inner = self.inner.clone();
-        let looked = blocking(move || Ok(inner.look())).await;
+        let (inner, handler) = (self.inner.clone(), handler.to_owned());
+        let looked = blocking(move || Ok(inner.look(&handler))).await;
         match looked.map_err(|e| plugin(e.to_string()))?? {
             Some(list) => self.inner.cni.health(list).await.map_err(plugin),
             None => Ok(()),
@@ -209,10 +209,10 @@ impl Network {
 
 impl Inner {
     /// What is wrong without asking anybody; else the CNI network there is.
-    fn look(&self) -> Result<Option<Arc<Conflist>>, NotReady> {
+    fn look(&self, handler: &str) -> Result<Option<Arc<Conflist>>, NotReady> {
         let not_ready = |reason, message| NotReady { reason, message };
         let plugin = |message| not_ready("NetworkPluginNotReady", message);
-        let list = self.cni.folder().current().map_err(|e| plugin(e.to_string()))?;
+        let list = self.cni.network_for(handler).map_err(|e| plugin(e.to_string()))?;
         match &list {
             Some(list) => self.cni.check_plugins(list).map_err(|e| plugin(e.to_string()))?,
             None => self.try_bridge().map_err(|e| {

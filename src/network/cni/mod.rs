@@ -63,11 +63,6 @@ impl Cni {
         }
     }
 
-    /// The node's folder of configurations.
-    pub fn folder(&self) -> &Folder {
-        &self.folder
-    }
-
     /// The folders of handlers, by the handler's name.
     pub fn folders_of_handlers(&self) -> &BTreeMap<String, Folder> {
         &self.of_handlers

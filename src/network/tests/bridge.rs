@@ -484,7 +484,7 @@ fn two_berthds_on_one_node_do_not_meet() {
 #[test]
 fn the_status_is_from_a_trial() {
     on_a_node(|node| {
-        assert_eq!(node.run(node.network.status()), Ok(()));
+        assert_eq!(node.run(node.network.status("berth")), Ok(()));
         node.assert_clean();
     });
 }

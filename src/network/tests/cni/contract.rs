@@ -171,7 +171,7 @@ fn plugins_are_found_in_several_folders() {
         let missing = node.dir.path().join("missing");
         node.config.cni_bin_dirs = vec![missing.clone(), first.clone(), last.clone()];
         node.restart();
-        assert_eq!(node.run(node.network.status()), Ok(()));
+        assert_eq!(node.run(node.network.status("berth")), Ok(()));
         node.attach(&node.pod(&id(34)));
         let path = format!("{}:{}:{}", missing.display(), first.display(), last.display());
         assert_eq!(
@@ -180,7 +180,7 @@ fn plugins_are_found_in_several_folders() {
         );
         fs::remove_file(last.join("last")).unwrap();
         assert!(
-            node.run(node.network.status())
+            node.run(node.network.status("berth"))
                 .unwrap_err()
                 .message
                 .contains("\"last\"")
@@ -207,6 +207,8 @@ fn a_handler_has_its_own_folder() {
         );
         let state = |node: &Node| node.network.handlers()["other"].clone();
         assert!(state(node).unwrap_err().contains("no CNI configuration"));
+        assert_eq!(node.run(node.network.status("berth")), Ok(()));
+        assert!(node.run(node.network.status("other")).is_err());
         fs::create_dir(&folder).unwrap();
         let conf = r#"{"cniVersion":"1.0.0","name":"others","type":"one"}"#;
         fs::write(folder.join("10.conf"), conf).unwrap();
@@ -287,7 +289,7 @@ fn a_wrong_configuration_is_not_passed_over() {
     on_a_node(|node| {
         with_conflist(node, "{ nonsense");
         let pod = node.pod(&id(6));
-        let not_ready = node.run(node.network.status()).unwrap_err();
+        let not_ready = node.run(node.network.status("berth")).unwrap_err();
         assert_eq!(not_ready.reason, "NetworkPluginNotReady");
         assert!(
             not_ready.message.contains("10-test.conflist"),
@@ -300,7 +302,7 @@ fn a_wrong_configuration_is_not_passed_over() {
             node,
             r#"{"cniVersion":"1.0.0","name":"n","plugins":[{"type":"no-such-plugin"}]}"#,
         );
-        let not_ready = node.run(node.network.status()).unwrap_err();
+        let not_ready = node.run(node.network.status("berth")).unwrap_err();
         assert!(
             not_ready.message.contains("no-such-plugin"),
             "{}",
@@ -315,7 +317,7 @@ fn a_wrong_configuration_is_not_passed_over() {
         node.assert_clean();
         // A pod of the bridge stays the bridge's when CNI comes, and is taken down by it.
         fs::remove_file(node.config.cni_conf_dir.join("10-test.conflist")).unwrap();
-        assert_eq!(node.run(node.network.status()), Ok(()));
+        assert_eq!(node.run(node.network.status("berth")), Ok(()));
         node.attach(&pod);
         with_scripts(
             node,

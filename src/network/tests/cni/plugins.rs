@@ -44,7 +44,7 @@ fn debians_plugins_make_a_network() {
                 {{"type":"portmap","capabilities":{{"portMappings":true}}}}]}}"#
             ),
         );
-        assert_eq!(node.run(node.network.status()), Ok(()));
+        assert_eq!(node.run(node.network.status("berth")), Ok(()));
         let (mut a, b) = (node.pod(&id(1)), node.pod(&id(2)));
         a.ports = vec![port(Protocol::Tcp, 8080, 80, None)];
         let attachment = node.run(node.network.attach(&a)).unwrap();
@@ -206,7 +206,7 @@ fn newer_plugins_know_status_gc_and_check() {
                 data.display()
             ),
         );
-        assert_eq!(node.run(node.network.status()), Ok(()));
+        assert_eq!(node.run(node.network.status("berth")), Ok(()));
         let mut pod = node.pod(&id(62));
         pod.ports = vec![port(Protocol::Tcp, 8080, 80, None)];
         assert_eq!(node.attach(&pod), [ip("10.97.0.2")]);

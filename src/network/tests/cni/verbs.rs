@@ -31,7 +31,7 @@ fn touch(node: &Node) {
 fn the_network_is_ready_when_its_plugins_say_so() {
     on_a_node(|node| {
         with_scripts_of(node, "1.1.0", "", &[("one", &obeying()), ("two", &obeying())]);
-        assert_eq!(node.run(node.network.status()), Ok(()));
+        assert_eq!(node.run(node.network.status("berth")), Ok(()));
         let calls = recorded(node);
         assert_eq!(verbs(&calls), ["STATUS one", "STATUS two"]);
         assert_eq!(calls[0].0, "STATUS one  []", "it is about no pod");
@@ -41,8 +41,10 @@ fn the_network_is_ready_when_its_plugins_say_so() {
         // What they said holds for some seconds, and then no longer.
         let no_daemon = r#"{"cniVersion":"1.1.0","code":50,"msg":"no daemon"}"#;
         put(node, "fail-STATUS", no_daemon);
-        until("the new answer", || node.run(node.network.status()).is_err());
-        let not_ready = node.run(node.network.status()).unwrap_err();
+        until("the new answer", || {
+            node.run(node.network.status("berth")).is_err()
+        });
+        let not_ready = node.run(node.network.status("berth")).unwrap_err();
         assert_eq!(not_ready.reason, "NetworkPluginNotReady");
         assert_eq!(
             not_ready.message,
@@ -58,7 +60,7 @@ fn the_network_is_ready_when_its_plugins_say_so() {
         // Another configuration is asked at once.
         remove(node, "fail-STATUS");
         touch(node);
-        assert_eq!(node.run(node.network.status()), Ok(()));
+        assert_eq!(node.run(node.network.status("berth")), Ok(()));
         node.detach(&id(1));
     });
 }
@@ -71,7 +73,7 @@ fn a_plugin_need_not_know_every_verb() {
             let unknown = format!(r#"{{"cniVersion":"1.1.0","code":4,"msg":"unknown CNI_COMMAND: {verb}"}}"#);
             put(node, &format!("fail-{verb}"), &unknown);
         }
-        assert_eq!(node.run(node.network.status()), Ok(()));
+        assert_eq!(node.run(node.network.status("berth")), Ok(()));
         let pod = node.pod(&id(15));
         node.attach(&pod);
         assert_eq!(node.run(node.network.collect_garbage()).len(), 0);
@@ -83,11 +85,11 @@ fn a_plugin_need_not_know_every_verb() {
         // The same code for another reason is not that.
         put(node, "fail-STATUS", r#"{"code":4,"msg":"no CNI_PATH"}"#);
         touch(node);
-        assert!(node.run(node.network.status()).is_err());
+        assert!(node.run(node.network.status("berth")).is_err());
         recorded(node);
         // Older networks are not asked.
         with_scripts_of(node, "1.0.0", "", &[("one", &obeying())]);
-        assert_eq!(node.run(node.network.status()), Ok(()));
+        assert_eq!(node.run(node.network.status("berth")), Ok(()));
         assert_eq!(recorded(node), []);
     });
 }
@@ -102,9 +104,9 @@ fn a_hanging_status_keeps_nobody_waiting() {
         });
         // Three that ask at once, and one that has no patience.
         let answers = node.run(async {
-            let impatient = tokio::time::timeout(Duration::from_millis(10), network.status());
+            let impatient = tokio::time::timeout(Duration::from_millis(10), network.status("berth"));
             assert!(impatient.await.is_err());
-            let ask = || network.status();
+            let ask = || network.status("berth");
             let (a, b, c) = tokio::join!(ask(), ask(), ask());
             [a, b, c]
         });
@@ -128,7 +130,7 @@ fn a_hanging_status_keeps_nobody_waiting() {
             while !fs::read_to_string(file(node, "log")).is_ok_and(|log| log.contains("ADD one")) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            assert_eq!(node.network.status().await, Ok(()));
+            assert_eq!(node.network.status("berth").await, Ok(()));
             remove(node, "hold-ADD");
             attach.await.unwrap().unwrap();
         });
