@@ -152,26 +152,31 @@ async fn lists_are_filtered_by_name() -> Result {
 }
 
 #[tokio::test]
-async fn a_tag_goes_alone_and_an_id_takes_all() -> Result {
+async fn any_name_takes_the_image_with_all_its_names() -> Result {
     let mut story = Story::begin().await?;
-    let one = story
-        .image(Image::busybox().layer(&[Entry::file("x", "")]), "one:1")
-        .await?;
-    let two = story
-        .image(Image::busybox().layer(&[Entry::file("x", "")]), "two:1")
-        .await?;
+    let image = || Image::busybox().layer(&[Entry::file("x", "")]);
+    let one = story.image(image(), "one:1").await?;
+    let two = story.image(image(), "two:1").await?;
     assert_eq!(one.id, two.id);
     let client = &story.client;
+    let repository = two.tag.trim_end_matches(":1");
+    let of_two = format!("{repository}@");
+    // A container says by which repository its image was named.
+    let pod = client.run_pod("names").await?;
+    let id = client.create(&pod, client.plain("c", &two.tag)).await?;
     if !story.node.is_peer() {
-        client.remove_image(&one.tag).await?;
-        assert!(client.image(&one.tag).await?.is_none());
-        assert!(client.image(&two.tag).await?.is_some());
-        client.pull(&one.tag).await?;
+        let status = client.status(&id).await?;
+        assert!(status.image_ref.starts_with(&of_two), "{}", status.image_ref);
     }
-    client.remove_image(&one.id).await?;
-    for name in [&one.tag, &two.tag, &one.id, &one.digest] {
-        assert!(client.image(name).await?.is_none(), "{name}");
-        client.remove_image(name).await?;
+    client.remove(&id).await?;
+    for by in [&one.tag, &one.digest, &one.id] {
+        client.pull(&one.tag).await?;
+        client.pull(&two.tag).await?;
+        client.remove_image(by).await?;
+        for name in [&one.tag, &two.tag, &one.id, &one.digest, &two.digest] {
+            assert!(client.image(name).await?.is_none(), "{name} by {by}");
+            client.remove_image(name).await?;
+        }
     }
     story.finish().await
 }

@@ -116,8 +116,13 @@ async fn make(
             _ => Err(exists(name, found.id.clone())),
         };
     }
-    let asked = config.image.clone().unwrap_or_default().image;
-    let image = find_image(node, &asked)?;
+    let spec = config.image.clone().unwrap_or_default();
+    let image = find_image(node, &spec.image)?;
+    // The kubelet asks by id, and says beside it how the user named the image.
+    let named = match &spec.user_specified_image {
+        name if name.is_empty() => &spec.image,
+        name => name,
+    };
     let volumes = volume_images(node, &config)?;
     let id = new_id();
     let record = ContainerRecord {
@@ -126,7 +131,7 @@ async fn make(
         started_at: 0,
         exit: None,
         image_id: image.id.clone(),
-        image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
+        image_ref: image.digest_name(named).to_owned(),
         volume_images: volumes
             .iter()
             .map(|(mount, image)| (*mount, image.id.clone()))
@@ -151,7 +156,7 @@ async fn make(
     node.pods.add_container(container.clone());
     match acquire(node, &sandbox, &container, &image, stage).await {
         Ok(()) => {
-            tracing::info!(container = %id, name = %container.name, image = %asked, "container is created");
+            tracing::info!(container = %id, name = %container.name, image = %named, "container is created");
             Ok(id)
         }
         Err(error) => {

@@ -40,21 +40,13 @@ impl Image {
         chain_ids(&self.diff_ids).pop()
     }
 
-    /// The names that go when `name` is removed. An id means all of them; a tag
-    /// itself, and with the last tag of a repository that one's digests; a digest
-    /// all names of its repository.
-    pub fn names_behind(&self, name: &str) -> Vec<String> {
-        let all = || self.repo_tags.iter().chain(&self.repo_digests);
-        let reference = Reference::parse(name).map(|r| r.to_string()).unwrap_or_default();
-        if !all().any(|known| *known == reference) {
-            return all().cloned().collect();
-        }
-        let same = |known: &String| repository(known) == repository(&reference);
-        let last = self.repo_tags.iter().filter(|tag| same(tag)).count() == 1;
-        if reference.contains('@') || last {
-            return all().filter(|known| same(known)).cloned().collect();
-        }
-        vec![reference]
+    /// Its name by digest, in the repository that `name` is of, for the same image may
+    /// have come from several; the first otherwise, and its id when it has none.
+    pub fn digest_name(&self, name: &str) -> &str {
+        let wanted = Reference::parse(name).map(|r| r.to_string()).unwrap_or_default();
+        let mut known = self.repo_digests.iter();
+        let same = known.find(|known| repository(known) == repository(&wanted));
+        same.or(self.repo_digests.first()).unwrap_or(&self.id)
     }
 
     /// The user that its processes have: a number, or a name; neither when the
@@ -207,17 +199,17 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_goes_alone_and_an_id_takes_all() {
-        let mut image = (*image("0", &["r.io:5/a:1", "r.io:5/a:2", "r.io:5/b:1"], "")).clone();
+    fn the_digest_is_of_the_repository_that_was_named() {
+        let mut image = (*image("0", &["r.io:5/a:1", "r.io:5/b:1"], "")).clone();
+        assert_eq!(image.digest_name("r.io:5/b:1"), "sha256:0");
         let digest = format!("sha256:{}", "d".repeat(64));
         image.repo_digests = vec![format!("r.io:5/a@{digest}"), format!("r.io:5/b@{digest}")];
-        assert_eq!(image.names_behind("r.io:5/a:1"), ["r.io:5/a:1"]);
-        assert_eq!(
-            image.names_behind("r.io:5/b:1"),
-            ["r.io:5/b:1".to_owned(), format!("r.io:5/b@{digest}")]
-        );
-        assert_eq!(image.names_behind(&format!("r.io:5/a@{digest}")).len(), 3);
-        assert_eq!(image.names_behind("sha256:0").len(), 5);
+        for name in ["r.io:5/b:1", "r.io:5/b", &format!("r.io:5/b@{digest}")] {
+            assert_eq!(image.digest_name(name), format!("r.io:5/b@{digest}"), "{name}");
+        }
+        for name in ["r.io:5/c:1", "sha256:0", ""] {
+            assert_eq!(image.digest_name(name), format!("r.io:5/a@{digest}"), "{name}");
+        }
     }
 
     #[test]

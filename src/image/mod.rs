@@ -227,15 +227,19 @@ impl Images {
             })
     }
 
-    /// Removes what `name` means: an id the image with all its names, a tag that
-    /// name alone (as docker and CRI-O do), a digest all names of its repository.
-    /// An image that has no name left is gone. One that is not there is removed
-    /// already. Layers that containers stand on stay until these are gone.
+    /// Removes the image that `name` means with all its names, of every repository,
+    /// as the CRI says. One that is not there is removed already. Layers that
+    /// containers stand on stay until these are gone.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
         let Some(image) = self.find(name)? else {
             return Ok(());
         };
-        let names = image.names_behind(name);
+        let names: Vec<String> = image
+            .repo_tags
+            .iter()
+            .chain(&image.repo_digests)
+            .cloned()
+            .collect();
         self.inner.store.durable("remove an image", |t| {
             records::delete_references(t, &names)?;
             records::delete_unnamed(t, &image.id)
