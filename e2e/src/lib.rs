@@ -17,8 +17,11 @@ pub mod machine;
 pub mod node;
 pub mod proxy;
 pub mod registry;
+pub mod spdy;
 pub mod story;
+pub mod streams;
 pub mod tar;
+pub mod upgrade;
 pub mod websocket;
 
 pub use berth::proto::cri;
@@ -26,6 +29,7 @@ pub use client::{Client, Output, Pod};
 pub use images::Image;
 pub use node::Node;
 pub use registry::Registry;
+pub use spdy::Spdy;
 pub use story::Story;
 pub use websocket::WebSocket;
 

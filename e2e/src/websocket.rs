@@ -1,17 +1,18 @@
 //! A small WebSocket client for the streaming server, as `kubectl` speaks it:
-//! binary messages whose first byte names a channel.
+//! messages whose first byte names a channel. In the base64 protocols the channel
+//! is a digit and the rest of the message is base64, all of it text.
+
+use std::path::Path;
 
 use anyhow::{Context, bail, ensure};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
-use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{
-        TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf, split};
 
-use crate::Result;
+use crate::{
+    Result,
+    upgrade::{Bytes, upgrade_trusting},
+};
 
 pub const STDIN: u8 = 0;
 pub const STDOUT: u8 = 1;
@@ -21,6 +22,7 @@ pub const RESIZE: u8 = 4;
 
 /// In v5, closes the channel named by the byte after it.
 const CLOSE_SIGNAL: u8 = 255;
+const TEXT: u8 = 1;
 const BINARY: u8 = 2;
 const CLOSE: u8 = 8;
 
@@ -31,11 +33,15 @@ pub struct WebSocket {
     pub receive: Receiver,
 }
 
-#[derive(Debug)]
-pub struct Sender(OwnedWriteHalf);
+pub struct Sender {
+    output: WriteHalf<Box<dyn Bytes>>,
+    base64: bool,
+}
 
-#[derive(Debug)]
-pub struct Receiver(BufReader<OwnedReadHalf>);
+pub struct Receiver {
+    input: BufReader<ReadHalf<Box<dyn Bytes>>>,
+    base64: bool,
+}
 
 /// What a session brought to its end.
 #[derive(Debug, Default)]
@@ -59,27 +65,23 @@ impl Session {
 impl WebSocket {
     /// Connects to the URL of an answer, in `protocol`, such as "v5.channel.k8s.io".
     pub async fn connect(url: &str, protocol: &str) -> Result<WebSocket> {
-        let rest = url.strip_prefix("http://").context("not an http URL")?;
-        let (host, path) = rest.split_once('/').context("a URL without a path")?;
-        let mut stream = TcpStream::connect(host).await?;
-        let request = format!(
-            "GET /{path} HTTP/1.1\r\nHost: {host}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-             Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-             Sec-WebSocket-Protocol: {protocol}\r\n\r\n"
+        WebSocket::connect_trusting(url, protocol, None).await
+    }
+
+    /// The same, over TLS when the URL says so.
+    pub async fn connect_trusting(url: &str, protocol: &str, trusted: Option<&Path>) -> Result<WebSocket> {
+        let headers = format!(
+            "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: {protocol}\r\n"
         );
-        stream.write_all(request.as_bytes()).await?;
-        let (receive, send) = stream.into_split();
-        let mut receive = BufReader::new(receive);
-        let mut status = String::new();
-        receive.read_line(&mut status).await?;
-        let mut line = String::new();
-        while receive.read_line(&mut line).await? > 2 {
-            line.clear();
-        }
-        ensure!(status.starts_with("HTTP/1.1 101"), "answer: {status}");
+        let (input, output) = split(upgrade_trusting(url, &headers, trusted).await?);
+        let base64 = protocol.contains("base64");
         Ok(WebSocket {
-            send: Sender(send),
-            receive: Receiver(receive),
+            send: Sender { output, base64 },
+            receive: Receiver {
+                input: BufReader::new(input),
+                base64,
+            },
         })
     }
 }
@@ -87,9 +89,23 @@ impl WebSocket {
 impl Sender {
     /// Sends data on a channel.
     pub async fn data(&mut self, channel: u8, data: &[u8]) -> Result {
+        if self.base64 {
+            let text = format!("{channel}{}", STANDARD.encode(data));
+            return self.frame(TEXT, text.as_bytes()).await;
+        }
         let mut payload = vec![channel];
         payload.extend_from_slice(data);
         self.frame(BINARY, &payload).await
+    }
+
+    /// Sends bytes without a channel, as a tunnel does.
+    pub async fn message(&mut self, bytes: &[u8]) -> Result {
+        self.frame(BINARY, bytes).await
+    }
+
+    /// Says that no more will come, as a client that leaves in order does.
+    pub async fn goodbye(&mut self) -> Result {
+        self.frame(CLOSE, &1000_u16.to_be_bytes()).await
     }
 
     /// Ends a channel, as v5 can.
@@ -108,7 +124,7 @@ impl Sender {
         head.extend_from_slice(&u64::try_from(payload.len())?.to_be_bytes());
         head.extend_from_slice(&[0; 4]);
         head.extend_from_slice(payload);
-        Ok(self.0.write_all(&head).await?)
+        Ok(self.output.write_all(&head).await?)
     }
 }
 
@@ -116,24 +132,44 @@ impl Receiver {
     /// The next message, its channel and data; None once the server has closed.
     pub async fn message(&mut self) -> Result<Option<(u8, Vec<u8>)>> {
         loop {
-            let Ok(first) = self.0.read_u8().await else {
+            let Some(mut payload) = self.whole_message().await? else {
                 return Ok(None);
             };
-            let length = match self.0.read_u8().await? {
-                126 => u64::from(self.0.read_u16().await?),
-                127 => self.0.read_u64().await?,
-                short => u64::from(short),
-            };
-            let mut payload = vec![0; usize::try_from(length)?];
-            self.0.read_exact(&mut payload).await?;
-            match first & 0x0f {
-                BINARY if payload.first() == Some(&CLOSE_SIGNAL) => {}
-                BINARY if payload.is_empty() => bail!("a message without a channel"),
-                BINARY => {
+            match payload.first() {
+                None => bail!("a message without a channel"),
+                Some(&CLOSE_SIGNAL) => {}
+                Some(digit) if self.base64 => {
+                    let channel = digit.checked_sub(b'0').context("no digit")?;
+                    return Ok(Some((channel, STANDARD.decode(&payload[1..])?)));
+                }
+                Some(_) => {
                     let channel = payload.remove(0);
                     return Ok(Some((channel, payload)));
                 }
+            }
+        }
+    }
+
+    /// The next message as it came; None once the server has closed.
+    pub async fn whole_message(&mut self) -> Result<Option<Vec<u8>>> {
+        loop {
+            let Ok(first) = self.input.read_u8().await else {
+                return Ok(None);
+            };
+            let length = match self.input.read_u8().await? {
+                126 => u64::from(self.input.read_u16().await?),
+                127 => self.input.read_u64().await?,
+                short => u64::from(short),
+            };
+            let mut payload = vec![0; usize::try_from(length)?];
+            self.input.read_exact(&mut payload).await?;
+            let wanted = if self.base64 { TEXT } else { BINARY };
+            match first & 0x0f {
                 CLOSE => return Ok(None),
+                kind @ (TEXT | BINARY) => {
+                    ensure!(kind == wanted, "a message of kind {kind}, not {wanted}");
+                    return Ok(Some(payload));
+                }
                 _ => {}
             }
         }
@@ -168,5 +204,17 @@ impl Receiver {
             }
         }
         Ok(seen)
+    }
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sender").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Receiver").finish_non_exhaustive()
     }
 }

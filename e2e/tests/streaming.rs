@@ -1,10 +1,11 @@
 //! Exec and attach through the streaming server.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use e2e::{
     Client, Result, Story, WebSocket, cri, kernel,
+    streams::{attach_of, exec_of},
     websocket::{STDIN, STDOUT},
 };
 use sha2::{Digest, Sha256};
@@ -13,44 +14,14 @@ use tonic::Code;
 const V4: &str = "v4.channel.k8s.io";
 const V5: &str = "v5.channel.k8s.io";
 
-fn exec_of(id: &str, command: &[&str]) -> cri::ExecRequest {
-    cri::ExecRequest {
-        container_id: id.into(),
-        cmd: command.iter().map(|word| (*word).to_owned()).collect(),
-        stdin: true,
-        stdout: true,
-        stderr: true,
-        tty: false,
-    }
-}
-
-fn attach_of(id: &str, tty: bool) -> cri::AttachRequest {
-    cri::AttachRequest {
-        container_id: id.into(),
-        stdin: true,
-        stdout: true,
-        stderr: !tty,
-        tty,
-    }
-}
-
 async fn exec(client: &Client, request: cri::ExecRequest, protocol: &str) -> Result<WebSocket> {
-    let url = client.runtime.clone().exec(request).await?.into_inner().url;
+    let url = client.exec_url(request).await?;
     WebSocket::connect(&url, protocol).await
 }
 
 async fn attach(client: &Client, request: cri::AttachRequest) -> Result<WebSocket> {
-    let url = client.runtime.clone().attach(request).await?.into_inner().url;
+    let url = client.attach_url(request).await?;
     WebSocket::connect(&url, V5).await
-}
-
-async fn until(what: &str, mut done: impl FnMut() -> bool) -> Result {
-    let end = Instant::now() + Duration::from_secs(15);
-    while !done() {
-        ensure!(Instant::now() < end, "waited 15 s for: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
 }
 
 #[tokio::test]
@@ -153,52 +124,6 @@ async fn through(socket: WebSocket) -> Result<bool> {
     }
     let (sent, _send) = sending.await??;
     Ok(sent == digest.finalize())
-}
-
-#[tokio::test]
-async fn a_client_that_vanishes_leaves_no_process() -> Result {
-    let story = Story::begin().await?;
-    if story.node.is_peer() {
-        eprintln!("skipped: a peer lets the process run on");
-        return story.finish().await;
-    }
-    let client = &story.client;
-    let (_, id) = story.sleeper("vanish").await?;
-    let shim = shim_of(&id);
-    let descriptors = || std::fs::read_dir(format!("/proc/{shim}/fd")).map_or(0, Iterator::count);
-    let before = descriptors();
-    // One that ends with its input, and one that does not care.
-    let mark = 700_000 + std::process::id();
-    let deaf = format!("trap '' HUP TERM; sleep {mark} & wait; sleep {mark}");
-    let mut sockets = Vec::new();
-    for (command, tty) in [
-        (&["cat"][..], false),
-        (&["sh", "-c", &deaf], false),
-        (&["sh", "-c", &deaf], true),
-    ] {
-        let request = cri::ExecRequest {
-            stderr: !tty,
-            tty,
-            ..exec_of(&id, command)
-        };
-        sockets.push(exec(client, request, V4).await?);
-    }
-    let running = || {
-        kernel::output("pgrep", &["-fx", &format!("sleep {mark}")])
-            .lines()
-            .count()
-    };
-    until("the commands to run", || running() == 2).await?;
-    drop(sockets);
-    until("their end", || running() == 0).await?;
-    until("the shim to forget them", || descriptors() == before).await?;
-    assert_eq!(client.sh(&id, "echo here").await?, "here");
-    story.finish().await
-}
-
-fn shim_of(container: &str) -> String {
-    let found = kernel::output("pgrep", &["-f", &format!("^berth-shim.*{container}")]);
-    found.trim().to_owned()
 }
 
 /// A container that echoes what it reads.
