@@ -62,22 +62,32 @@ impl Spdy {
     /// Port-forward inside a WebSocket, as newer clients do it. The connection lives
     /// as long as the value.
     pub async fn tunnel(url: &str) -> Result<Spdy> {
-        let mut socket = WebSocket::connect(url, "SPDY/3.1+portforward.k8s.io").await?;
+        let WebSocket {
+            mut send,
+            mut receive,
+        } = WebSocket::connect(url, "SPDY/3.1+portforward.k8s.io").await?;
         let (near, far) = duplex(64 << 10);
         let (mut input, mut output) = split(far);
+        // When either direction ends both do, which closes the socket.
         tokio::spawn(async move {
-            let mut buffer = vec![0; 32 << 10];
-            while let Ok(count @ 1..) = input.read(&mut buffer).await {
-                if socket.send.message(&buffer[..count]).await.is_err() {
-                    return;
+            let outward = async {
+                let mut buffer = vec![0; 32 << 10];
+                while let Ok(count @ 1..) = input.read(&mut buffer).await {
+                    if send.message(&buffer[..count]).await.is_err() {
+                        return;
+                    }
                 }
-            }
-        });
-        tokio::spawn(async move {
-            while let Ok(Some(bytes)) = socket.receive.whole_message().await {
-                if output.write_all(&bytes).await.is_err() {
-                    return;
+            };
+            let inward = async {
+                while let Ok(Some(bytes)) = receive.whole_message().await {
+                    if output.write_all(&bytes).await.is_err() {
+                        return;
+                    }
                 }
+            };
+            tokio::select! {
+                () = outward => {}
+                () = inward => {}
             }
         });
         Spdy::over(Box::new(near))

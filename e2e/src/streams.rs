@@ -131,7 +131,12 @@ impl Footprint {
             if !left {
                 return Ok(());
             }
-            ensure!(Instant::now() < end, "left behind: {self:?} before, {now:?} now");
+            ensure!(
+                Instant::now() < end,
+                "left behind: {self:?} before, {now:?} now\nof berthd: {:?}\nof the shim: {:?}",
+                story.node.pid().map(opened),
+                shim_of(container).map(opened),
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -148,5 +153,15 @@ pub fn shim_of(container: &str) -> Result<u32> {
 
 /// How many descriptors a process has open.
 pub fn descriptors(pid: u32) -> usize {
-    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+    opened(pid).len()
+}
+
+/// What a process's descriptors are.
+fn opened(pid: u32) -> Vec<String> {
+    let folder = fs::read_dir(format!("/proc/{pid}/fd"));
+    let links = folder.into_iter().flatten().flatten().map(|entry| {
+        let target = fs::read_link(entry.path()).unwrap_or_default();
+        format!("{} {}", entry.file_name().display(), target.display())
+    });
+    links.collect()
 }
