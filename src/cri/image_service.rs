@@ -64,7 +64,9 @@ impl ImageService for ImageApi {
     ) -> Result<Response<cri::PullImageResponse>, Status> {
         let limit = limit(&request);
         let request = request.into_inner();
-        let name = request.image.clone().unwrap_or_default().image;
+        let asked = request.image.clone().unwrap_or_default();
+        self.node.check_handler(&asked.runtime_handler)?;
+        let name = asked.image;
         // The pull is a task of its own: it goes on when this call ends.
         let pull = image_pull::pull(&self.node.images, request);
         Ok(Response::new(
