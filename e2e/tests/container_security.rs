@@ -190,6 +190,14 @@ async fn a_lower_oom_score_than_allowed_does_not_stop_a_container() -> Result {
         assert!(found >= score, "{output:?}");
         assert!(score < 0 || found == score, "{output:?}");
     }
+    if !story.node.is_peer() {
+        // Without the right it is said, once and for all.
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        let own = status.lines().find_map(|line| line.strip_prefix("CapEff:\t"));
+        let may = u64::from_str_radix(own.expect("there"), 16)? & (1 << 24) != 0;
+        let said = story.node.log().matches("CAP_SYS_RESOURCE").count();
+        assert_eq!(said, usize::from(!may), "{}", story.node.log());
+    }
     story.finish().await
 }
 

@@ -131,6 +131,12 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
     )?);
     let shim = ShimBinary::load(&shim_path(&config)?)?;
     let host = Host::detect(&config)?;
+    if host.oom_score_adj_min > -1000 {
+        tracing::warn!(
+            least = host.oom_score_adj_min,
+            "berthd lacks CAP_SYS_RESOURCE: a lower oom_score_adj of a pod is raised to this"
+        );
+    }
     let group = config.grpc.group;
     let node = Arc::new(Node {
         config,

@@ -54,9 +54,6 @@ async fn apply(node: &Node, container: &Container, asked: LinuxContainerResource
     let mut spec = bundle::read_spec(node, id)?;
     let update =
         spec::update_resources(&mut spec, &asked, &node.host).step("container", id, "update resources")?;
-    for warning in &update.warnings {
-        tracing::warn!(container = %id, warning);
-    }
     shim.update(&update.limits)
         .await
         .step("container", id, "update resources")?;

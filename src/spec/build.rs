@@ -68,7 +68,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
         .set_no_new_privileges(Some(security.no_new_privs))
         .set_selinux_label(Some(labels.process).filter(|label| !label.is_empty()))
         .set_apparmor_profile(security::apparmor(security, inputs.host, &mut warnings)?)
-        .set_oom_score_adj(oom_score_adj(asked, inputs.host, &mut warnings)?);
+        .set_oom_score_adj(oom_score_adj(asked, inputs.host)?);
     // What it sees.
     let mounts = mounts::mounts(inputs)?;
     let devices = devices::devices(inputs)?;

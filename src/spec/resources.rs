@@ -30,8 +30,6 @@ pub struct Update {
     pub limits: wire::Resources,
     /// For every process of the container; `None`: it stays.
     pub oom_score_adj: Option<i32>,
-    /// What is done differently; for the log.
-    pub warnings: Vec<String>,
 }
 
 /// Writes what a request sets into a stored spec, so that a later reader and every
@@ -47,8 +45,7 @@ pub fn update_resources(
         ..Update::default()
     };
     // Zero is "not set", as for all the others.
-    update.oom_score_adj =
-        oom_score_adj(Some(asked), host, &mut update.warnings)?.filter(|_| asked.oom_score_adj != 0);
+    update.oom_score_adj = oom_score_adj(Some(asked), host)?.filter(|_| asked.oom_score_adj != 0);
     if let (Some(score), Some(process)) = (update.oom_score_adj, spec.process_mut()) {
         process.set_oom_score_adj(Some(score));
     }
@@ -105,11 +102,7 @@ fn wrong(name: &str, message: String) -> Error {
 
 /// The score of a request, if it has resources at all; without the right to lower it,
 /// no lower than the agent's own.
-pub fn oom_score_adj(
-    asked: Option<&LinuxContainerResources>,
-    host: &Host,
-    warnings: &mut Vec<String>,
-) -> Result<Option<i32>, Error> {
+pub fn oom_score_adj(asked: Option<&LinuxContainerResources>, host: &Host) -> Result<Option<i32>, Error> {
     let Some(asked) = asked else {
         return Ok(None);
     };
@@ -122,12 +115,7 @@ pub fn oom_score_adj(
             format!("{} is not between -1000 and 1000", asked.oom_score_adj),
         ));
     };
-    if score < host.oom_score_adj_min {
-        warnings.push(format!(
-            "oom_score_adj {score} is raised to {}: berthd lacks CAP_SYS_RESOURCE",
-            host.oom_score_adj_min
-        ));
-    }
+    // berthd says so once, at its start: the kubelet asks for it with most pods.
     Ok(Some(score.max(host.oom_score_adj_min)))
 }
 
