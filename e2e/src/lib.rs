@@ -14,6 +14,7 @@ pub mod http;
 pub mod images;
 pub mod kernel;
 pub mod machine;
+pub mod measured;
 pub mod node;
 pub mod proxy;
 pub mod registry;

@@ -2,7 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use e2e::{Result, Story, client::security, cri, kernel};
+use e2e::{
+    Result, Story,
+    client::{resources, security},
+    cri, kernel,
+};
 use tonic::Code;
 
 #[tokio::test]
@@ -36,6 +40,49 @@ async fn output_code_and_surroundings() -> Result {
     let of_init = client.exec(&id, &["sh", "-c", own, "1"]).await?;
     let of_exec = client.exec(&id, &["sh", "-c", own, "self"]).await?;
     assert_eq!(of_init.stdout, of_exec.stdout);
+    story.finish().await
+}
+
+/// Limits, capabilities and filters of a container are those of what is executed in it.
+#[tokio::test]
+async fn rights_and_limits_are_the_containers() -> Result {
+    let story = Story::begin().await?;
+    let client = &story.client;
+    let pod = client.run_pod("rights").await?;
+    let mut config = story.script("c", "exec sleep 1000");
+    let security = security(&mut config);
+    security.no_new_privs = true;
+    security.seccomp = Some(cri::SecurityProfile {
+        profile_type: cri::security_profile::ProfileType::RuntimeDefault.into(),
+        localhost_ref: String::new(),
+    });
+    security.capabilities = Some(cri::Capability {
+        add_capabilities: vec!["NET_ADMIN".into()],
+        drop_capabilities: vec!["NET_RAW".into(), "MKNOD".into()],
+        ..Default::default()
+    });
+    resources(&mut config).memory_limit_in_bytes = 32 << 20;
+    let id = client.run(&pod, config).await?;
+    let rights =
+        "grep -E '^(Cap|Seccomp|NoNewPrivs|Uid|Gid|Groups)' /proc/$0/status; cat /proc/$0/oom_score_adj";
+    let of_init = client.exec(&id, &["sh", "-c", rights, "1"]).await?;
+    let of_exec = client.exec(&id, &["sh", "-c", rights, "self"]).await?;
+    assert_eq!(of_init.stdout, of_exec.stdout);
+    assert!(of_exec.stdout.contains("NoNewPrivs:\t1"), "{of_exec:?}");
+    assert!(of_exec.stdout.contains("Seccomp:\t2"), "{of_exec:?}");
+    // In the container's cgroup, or in one below it.
+    let cgroups = |pid: &str| format!("cut -d: -f3 /proc/{pid}/cgroup");
+    let of_init = client.sh(&id, &cgroups("1")).await?;
+    let of_exec = client.sh(&id, &cgroups("self")).await?;
+    assert_eq!(of_init.lines().count(), of_exec.lines().count());
+    for (init, exec) in of_init.lines().zip(of_exec.lines()) {
+        assert!(exec.starts_with(init), "{exec} is not in {init}");
+    }
+    // What it uses is the container's: more than its limit is not to be had.
+    let output = client
+        .exec(&id, &["dd", "if=/dev/zero", "of=/dev/null", "bs=200M", "count=1"])
+        .await?;
+    assert_eq!(output.code, 137, "{output:?}");
     story.finish().await
 }
 

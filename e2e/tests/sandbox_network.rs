@@ -131,21 +131,38 @@ async fn host_ports_lead_into_the_pod() -> Result {
     }
     let story = Story::begin().await?;
     let client = &story.client;
-    let (tcp, udp, bound) = (free_port()?, free_port()?, free_port()?);
+    let (tcp, udp, sctp, bound) = (free_port()?, free_port()?, free_port()?, free_port()?);
     let mut config = client.pod_config("ports");
     config.port_mappings = vec![
         port(cri::Protocol::Tcp, 80, tcp),
         port(cri::Protocol::Udp, 53, udp),
+        port(cri::Protocol::Sctp, 83, sctp),
         cri::PortMapping {
-            host_ip: "127.0.0.1".into(),
-            ..port(cri::Protocol::Tcp, 80, bound)
+            host_ip: "127.0.0.2".into(),
+            ..port(cri::Protocol::Tcp, 81, bound)
         },
+        // Documentation only: as the kubelet gives a container's port without a host's.
+        port(cri::Protocol::Tcp, 82, 0),
     ];
     let pod = client.run_pod_with(config).await?;
     let mark = 820_000 + std::process::id();
     let server = serving(client, &story.image.tag, &pod, mark).await?;
-    for port in [tcp, bound] {
-        assert_eq!(ask(&format!("127.0.0.1:{port}"))?, "served\n");
+    let more = story.script("more", "nc -ll -p 81 -e echo bound & exec sleep 1000");
+    client.run(&pod, more).await?;
+    assert_eq!(ask(&format!("127.0.0.1:{tcp}"))?, "served\n");
+    // Each port at its own address only, and each protocol apart.
+    assert_eq!(ask(&format!("127.0.0.2:{bound}"))?, "bound\n");
+    assert!(TcpStream::connect(format!("127.0.0.1:{bound}")).is_err());
+    for port in [udp, sctp] {
+        assert!(TcpStream::connect(format!("127.0.0.1:{port}")).is_err());
+    }
+    if !story.node.is_peer() {
+        // Nobody here speaks SCTP: what the kernel was told is looked at.
+        let rules = kernel::output("nft", &["list", "ruleset"]);
+        let address = &client.addresses(&pod).await?[0];
+        let rule = format!("sctp . {sctp} : {address} . 83");
+        assert!(rules.contains(&rule), "{rule}: {rules}");
+        assert!(!rules.contains(&format!("{address} . 82")), "{rules}");
     }
     echo_once(mark)?;
     let socket = UdpSocket::bind("127.0.0.1:0")?;

@@ -180,7 +180,9 @@ async fn filters() -> Result {
     let story = Story::begin().await?;
     let client = &story.client;
     let (first, a) = story.sleeper("first").await?;
-    let second = client.run_pod("second").await?;
+    let mut red = client.pod_config("second");
+    red.labels.insert("color".into(), "red".into());
+    let second = client.run_pod_with(red).await?;
     let mut config = story.script("b", "exec sleep 1000");
     config.labels.insert("kind".into(), "special".into());
     let b = client.run(&second, config).await?;
@@ -215,17 +217,34 @@ async fn filters() -> Result {
     assert!(error.to_string().contains("ffff-none"), "{error}");
 
     let request = |filter| cri::ListPodSandboxStatsRequest { filter: Some(filter) };
-    let filter = cri::PodSandboxStatsFilter {
-        id: first.id.clone(),
+    let mut runtime = client.runtime.clone();
+    let by_id = |id: &str| cri::PodSandboxStatsFilter {
+        id: id.into(),
         ..Default::default()
     };
-    let mut runtime = client.runtime.clone();
-    let found = runtime
-        .list_pod_sandbox_stats(request(filter))
-        .await?
-        .into_inner()
-        .stats;
-    assert_eq!(found.len(), 1);
+    let by_label = |color: &str| cri::PodSandboxStatsFilter {
+        label_selector: [("color".into(), color.into())].into(),
+        ..Default::default()
+    };
+    let both = cri::PodSandboxStatsFilter {
+        id: first.id.clone(),
+        ..by_label("red")
+    };
+    for (filter, expected) in [
+        (by_id(&first.id), &[&first.id][..]),
+        (by_id("ffff-none"), &[]),
+        (by_label("red"), &[&second.id]),
+        (by_label("blue"), &[]),
+        (both, &[]),
+    ] {
+        let answer = runtime.list_pod_sandbox_stats(request(filter)).await?;
+        let stats = answer.into_inner().stats;
+        let found: Vec<_> = stats
+            .iter()
+            .map(|s| &s.attributes.as_ref().expect("told").id)
+            .collect();
+        assert_eq!(found, expected);
+    }
     // A pod that is stopped is not listed.
     client.stop_pod(&first.id).await?;
     let all = runtime
