@@ -82,7 +82,7 @@ async fn handlers_features_and_configuration() -> Result {
     }
     let features = told.features.context("features")?;
     assert!(features.supplemental_groups_policy && features.mount_options);
-    assert!(!features.user_namespaces_host_network);
+    assert!(features.user_namespaces_host_network);
 
     let info = status(client, true).await?.info;
     let value = |key: &str| -> Result<serde_json::Value> {
