@@ -82,7 +82,11 @@ async fn labels_are_set_or_mean_nothing() -> Result {
         let asked = [&options.user, &options.role, &options.r#type, &options.level];
         if enabled {
             assert!(asked.iter().all(|part| found.contains(part.as_str())), "{found}");
-            assert_ne!(label(&volume.join("file")), before.1, "the volume was not relabelled");
+            assert_ne!(
+                label(&volume.join("file")),
+                before.1,
+                "the volume was not relabelled"
+            );
         } else {
             assert_eq!(found, unlabelled);
         }

@@ -33,8 +33,8 @@ const WHOLE: [&str; 6] = ["/bin", "/boot", "/dev", "/proc", "/sbin", "/sys"];
 /// A folder of the node, or that of the first call that failed. Blocks.
 pub fn relabel(path: &Path, label: &str) -> io::Result<()> {
     let real = resolve(path)?;
-    let of_node = |folder: &&str| real == Path::new(folder);
-    if NODES.iter().any(|folder| of_node(&folder)) || WHOLE.iter().any(|folder| real.starts_with(folder)) {
+    let of_node = |folder: &&str| real == Path::new(*folder);
+    if NODES.iter().any(of_node) || WHOLE.iter().any(|folder| real.starts_with(folder)) {
         return Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
             "it belongs to the node, which would not work with a container's label",
