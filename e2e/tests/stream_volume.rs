@@ -139,6 +139,10 @@ async fn every_byte_passes_both_ways() -> Result {
     let [_, stdin, stdout, _] = spdy.open(["error", "stdin", "stdout", "stderr"]).await?;
     through_spdy("exec over SPDY", spdy, stdin, stdout).await?;
 
+    let url = client.exec_url(exec_of(&echo, &["cat"])).await?;
+    let socket = WebSocket::connect(&url, "v5.channel.k8s.io").await?;
+    through_websocket("exec over WebSocket", socket).await?;
+
     let mut config = story.script("attached", "exec cat");
     (config.stdin, config.stdin_once) = (true, true);
     // Its log holds as much as what passes; it goes with the story's folder.

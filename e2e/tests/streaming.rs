@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use e2e::{
     Client, Result, Story, WebSocket, cri, kernel,
-    streams::{attach_of, exec_of},
-    websocket::{STDIN, STDOUT},
+    streams::{Footprint, attach_of, exec_of},
+    websocket::STDIN,
 };
-use sha2::{Digest, Sha256};
 use tonic::Code;
 
 const V4: &str = "v4.channel.k8s.io";
@@ -83,47 +82,6 @@ async fn exec_with_a_terminal() -> Result {
         "{session:?}"
     );
     story.finish().await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn much_through_exec_arrives_byte_for_byte() -> Result {
-    let story = Story::begin().await?;
-    let (_, id) = story.sleeper("much").await?;
-    let request = cri::ExecRequest {
-        stderr: false,
-        ..exec_of(&id, &["cat"])
-    };
-    let socket = exec(&story.client, request, V5).await?;
-    ensure!(through(socket).await?, "the bytes differ");
-    story.finish().await
-}
-
-/// Sends 64 MiB, and compares the digest of what comes back.
-async fn through(socket: WebSocket) -> Result<bool> {
-    let WebSocket {
-        mut send,
-        mut receive,
-    } = socket;
-    let sending = tokio::spawn(async move {
-        let mut digest = Sha256::new();
-        let mut block: Vec<u8> = (0..=255).cycle().take(1 << 16).collect();
-        for number in 0..1024_u16 {
-            block[..2].copy_from_slice(&number.to_le_bytes());
-            digest.update(&block);
-            send.data(STDIN, &block).await?;
-        }
-        send.close(STDIN).await?;
-        // Kept, for a connection that is closed is a client that has gone.
-        Ok::<_, anyhow::Error>((digest.finalize(), send))
-    });
-    let mut digest = Sha256::new();
-    while let Some((channel, data)) = receive.message().await? {
-        if channel == STDOUT {
-            digest.update(&data);
-        }
-    }
-    let (sent, _send) = sending.await??;
-    Ok(sent == digest.finalize())
 }
 
 /// A container that echoes what it reads.
@@ -209,18 +167,6 @@ async fn attach_to_a_terminal() -> Result {
     story.finish().await
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn much_through_attach_arrives_byte_for_byte() -> Result {
-    let story = Story::begin().await?;
-    let pod = story.client.run_pod("much").await?;
-    let mut config = story.script("c", "exec cat");
-    (config.stdin, config.stdin_once) = (true, true);
-    let id = story.client.run(&pod, config).await?;
-    let socket = attach(&story.client, attach_of(&id, false)).await?;
-    ensure!(through(socket).await?, "the bytes differ");
-    story.finish().await
-}
-
 #[tokio::test]
 async fn what_is_refused() -> Result {
     let story = Story::begin().await?;
@@ -285,6 +231,13 @@ async fn two_hundred_sessions_at_once() -> Result {
                 .await?,
         );
     }
+    let mut before = Vec::new();
+    if !story.node.is_peer() {
+        for id in &ids {
+            story.client.sh(id, "true").await?;
+            before.push(Footprint::take(&story, id)?);
+        }
+    }
     let sessions: Vec<_> = (0..200)
         .map(|number| {
             let (client, id) = (story.client.clone(), ids[number % 2].clone());
@@ -299,6 +252,9 @@ async fn two_hundred_sessions_at_once() -> Result {
     for (number, session) in sessions.into_iter().enumerate() {
         let session = session.await??;
         assert_eq!(session.stdout(), format!("hello {number}\n"), "{session:?}");
+    }
+    for (before, id) in before.iter().zip(&ids) {
+        before.is_back(&story, id).await?;
     }
     story.finish().await
 }
