@@ -1,8 +1,13 @@
 //! A pod that has done something and rests, and what the kernel's own files say of it.
 
-use std::{collections::BTreeMap, fmt::Debug, fs, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt::Debug,
+    fs,
+    time::{Duration, Instant},
+};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 
 use crate::{Client, Pod, Result, Story, client::resources, cri, kernel};
 
@@ -71,10 +76,9 @@ impl Measured {
             made => made?,
         };
         let path = client.status(&id).await?.log_path;
-        for _ in 0..600 {
-            if fs::read_to_string(&path).is_ok_and(|text| text.contains("ready")) {
-                break;
-            }
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !fs::read_to_string(&path).is_ok_and(|text| text.contains("ready")) {
+            ensure!(Instant::now() < deadline, "container {id} does not get ready");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let request = cri::ContainerStatusRequest {
