@@ -9,6 +9,7 @@ mod bundle;
 mod cgroup_parents;
 mod checkpoint;
 mod container_attach;
+mod container_bundle;
 mod container_create;
 mod container_events;
 mod container_exec;

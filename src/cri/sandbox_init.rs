@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    container_create::user_namespace,
+    container_bundle::user_namespace,
     error::{Context, Error, io},
     node::Node,
 };
