@@ -3,19 +3,24 @@
 //!
 //! `config.toml` is read first, then `config.d/*.toml` beside it in the order of
 //! their names; a table given later replaces the keys it names. Unknown keys are
-//! errors with the file and line.
+//! errors with the file and line. Here are the keys and their defaults; `read`
+//! reads them, `check` holds what types cannot say, `change` is for a reload.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+mod change;
+mod check;
+mod read;
+
+pub use self::read::{Loaded, Origin};
+
 /// Where the configuration is read from when `--config` is not given.
 pub const DEFAULT_PATH: &str = "/etc/berth/config.toml";
+
+/// The configuration with every default and what it means, as it is shipped.
+pub const SHIPPED: &str = include_str!("../deploy/config.toml");
 
 /// Errors of reading the configuration; each names the file.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +29,12 @@ pub enum Error {
     Read { path: PathBuf, source: std::io::Error },
     #[error("configuration {path}: {message}")]
     Parse { path: PathBuf, message: String },
-    #[error("configuration: {key}: {message}")]
-    Value { key: String, message: String },
+    #[error("configuration {origin}: {key}: {message}")]
+    Value {
+        origin: Origin,
+        key: String,
+        message: String,
+    },
 }
 
 /// The whole configuration, every key with its default.
@@ -38,6 +47,7 @@ pub struct Config {
     pub registry: Registry,
     pub image: Image,
     pub streaming: Streaming,
+    pub metrics: Metrics,
     pub cgroup: Cgroup,
     pub runtime: Runtime,
     /// Runtime handlers by name; the default handler is always there.
@@ -122,6 +132,14 @@ pub struct Streaming {
     pub idle_timeout: u64,
     /// Seconds a client has to open the streams it needs.
     pub creation_timeout: u64,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Metrics {
+    /// Where metrics are served to Prometheus: a loopback address with its port,
+    /// or "unix:///ABSOLUTE/PATH". Empty: nowhere.
+    pub address: String,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -240,35 +258,6 @@ impl Default for Runtime {
 }
 
 impl Config {
-    /// Reads `path` and the `config.d` folder beside it. A missing file is an
-    /// error only when it is `required` (that is, named by the user).
-    pub fn load(path: &Path, required: bool) -> Result<Config, Error> {
-        let mut table = toml::Table::new();
-        match fs::read_to_string(path) {
-            Ok(text) => merge(&mut table, parse(path, &text)?),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound && !required => {}
-            Err(source) => {
-                return Err(Error::Read {
-                    path: path.into(),
-                    source,
-                });
-            }
-        }
-        for part in parts(path)? {
-            let text = fs::read_to_string(&part).map_err(|source| Error::Read {
-                path: part.clone(),
-                source,
-            })?;
-            merge(&mut table, parse(&part, &text)?);
-        }
-        let config: Config = table.try_into().map_err(|e: toml::de::Error| Error::Parse {
-            path: path.into(),
-            message: e.to_string(),
-        })?;
-        config.check()?;
-        Ok(config)
-    }
-
     /// The CNI folders of the handlers that have one of their own.
     pub fn handlers_cni_conf_dirs(&self) -> BTreeMap<String, PathBuf> {
         self.runtimes
@@ -277,144 +266,6 @@ impl Config {
             .map(|(name, handler)| (name.clone(), handler.cni_conf_dir.clone()))
             .collect()
     }
-
-    /// What types cannot say.
-    fn check(&self) -> Result<(), Error> {
-        let wrong = |key: &str, message: String| {
-            Err(Error::Value {
-                key: key.into(),
-                message,
-            })
-        };
-        match self.cgroup.driver.as_str() {
-            "auto" | "cgroupfs" => {}
-            "systemd" => {
-                return wrong(
-                    "cgroup.driver",
-                    "the systemd driver is not there yet; use \"cgroupfs\"".into(),
-                );
-            }
-            other => {
-                return wrong(
-                    "cgroup.driver",
-                    format!("{other:?} is neither \"auto\" nor \"cgroupfs\""),
-                );
-            }
-        }
-        if self.network.bridge.len() > 15 {
-            return wrong(
-                "network.bridge",
-                format!("{:?} is longer than 15 bytes", self.network.bridge),
-            );
-        }
-        for (key, is_zero) in [
-            ("network.cni_timeout", self.network.cni_timeout == 0),
-            ("network.cni_max_plugins", self.network.cni_max_plugins == 0),
-        ] {
-            if is_zero {
-                return wrong(key, "must be at least 1".into());
-            }
-        }
-        if !matches!(self.log.format.as_str(), "text" | "json") {
-            return wrong(
-                "log.format",
-                format!("{:?} is neither \"text\" nor \"json\"", self.log.format),
-            );
-        }
-        for (name, handler) in &self.runtimes {
-            if !matches!(handler.kind.as_str(), "" | "berth") {
-                return wrong(
-                    &format!("runtimes.{name}.type"),
-                    format!("{:?} is not known; only \"berth\" is", handler.kind),
-                );
-            }
-            let folder = &handler.cni_conf_dir;
-            if !folder.as_os_str().is_empty() && !folder.is_absolute() {
-                return wrong(
-                    &format!("runtimes.{name}.cni_conf_dir"),
-                    format!("{} is not an absolute path", folder.display()),
-                );
-            }
-        }
-        if self.runtime.default != "berth" && !self.runtimes.contains_key(&self.runtime.default) {
-            return wrong(
-                "runtime.default",
-                format!("there is no [runtimes.{}]", self.runtime.default),
-            );
-        }
-        if self.streaming.tls_cert.as_os_str().is_empty() != self.streaming.tls_key.as_os_str().is_empty() {
-            return wrong(
-                "streaming",
-                "tls_cert and tls_key are needed both, or neither".into(),
-            );
-        }
-        if self.streaming.idle_timeout == 0 || self.streaming.creation_timeout == 0 {
-            return wrong(
-                "streaming",
-                "idle_timeout and creation_timeout must be at least 1".into(),
-            );
-        }
-        if let Some(folder) = self
-            .runtime
-            .cdi_spec_dirs
-            .iter()
-            .find(|folder| !folder.is_absolute())
-        {
-            return wrong(
-                "runtime.cdi_spec_dirs",
-                format!("{} is not an absolute path", folder.display()),
-            );
-        }
-        if self.image.max_concurrent_layers == 0 {
-            return wrong("image.max_concurrent_layers", "must be at least 1".into());
-        }
-        Ok(())
-    }
-}
-
-/// Parses one file as a configuration by itself, so that an unknown key is
-/// reported with the line of this file.
-fn parse(path: &Path, text: &str) -> Result<toml::Table, Error> {
-    let wrong = |e: toml::de::Error| Error::Parse {
-        path: path.into(),
-        message: e.to_string(),
-    };
-    toml::from_str::<Config>(text).map_err(wrong)?;
-    toml::from_str(text).map_err(wrong)
-}
-
-/// `config.d/*.toml` beside the file, by name.
-fn parts(path: &Path) -> Result<Vec<PathBuf>, Error> {
-    let folder = path.with_file_name("config.d");
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => return Err(Error::Read { path: folder, source }),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|source| Error::Read {
-            path: folder.clone(),
-            source,
-        })?;
-        if entry.path().extension().is_some_and(|e| e == "toml") {
-            found.push(entry.path());
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// Tables are merged key by key; anything else is replaced.
-fn merge(into: &mut toml::Table, from: toml::Table) {
-    for (key, value) in from {
-        match (into.get_mut(&key), value) {
-            (Some(toml::Value::Table(old)), toml::Value::Table(new)) => merge(old, new),
-            (_, value) => {
-                into.insert(key, value);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -422,64 +273,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn later_files_replace_the_keys_they_name() {
-        let dir = tempfile::tempdir().unwrap();
-        let main = dir.path().join("config.toml");
-        fs::write(&main, "[network]\nbridge = \"b0\"\nmtu = 1400\n").unwrap();
-        fs::create_dir(dir.path().join("config.d")).unwrap();
-        fs::write(dir.path().join("config.d/10-a.toml"), "[network]\nmtu = 9000\n").unwrap();
-        let config = Config::load(&main, true).unwrap();
-        assert_eq!((config.network.bridge.as_str(), config.network.mtu), ("b0", 9000));
-    }
-
-    #[test]
-    fn unknown_keys_are_errors_with_their_line() {
-        let dir = tempfile::tempdir().unwrap();
-        let main = dir.path().join("config.toml");
-        fs::write(&main, "[network]\nbridge = \"b0\"\nbrige = \"b1\"\n").unwrap();
-        let message = Config::load(&main, true).unwrap_err().to_string();
-        assert!(
-            message.contains("line 3") && message.contains("brige"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn a_missing_file_is_an_error_only_when_named() {
-        let missing = Path::new("/nonexistent/berth/config.toml");
-        assert!(Config::load(missing, false).is_ok());
-        assert!(Config::load(missing, true).is_err());
-    }
-
-    #[test]
-    fn wrong_values_name_their_key() {
-        let dir = tempfile::tempdir().unwrap();
-        let main = dir.path().join("config.toml");
-        for (text, key) in [
-            ("[cgroup]\ndriver = \"cgroups\"", "cgroup.driver"),
-            ("[network]\ncni_timeout = 0", "network.cni_timeout"),
-            ("[network]\ncni_max_plugins = 0", "network.cni_max_plugins"),
-            (
-                "[runtimes.other]\ncni_conf_dir = \"net.d\"",
-                "runtimes.other.cni_conf_dir",
-            ),
-        ] {
-            fs::write(&main, text).unwrap();
-            let message = Config::load(&main, true).unwrap_err().to_string();
-            assert!(message.contains(key), "{message}");
-        }
-    }
-
-    #[test]
     fn a_handler_may_have_a_cni_folder_of_its_own() {
-        let dir = tempfile::tempdir().unwrap();
-        let main = dir.path().join("config.toml");
         let text = "[runtimes.a]\ncni_conf_dir = \"/etc/cni/a.d\"\n[runtimes.b]\n";
-        fs::write(&main, text).unwrap();
-        let folders = Config::load(&main, true).unwrap().handlers_cni_conf_dirs();
+        let config: Config = toml::from_str(text).unwrap();
         assert_eq!(
-            folders,
+            config.handlers_cni_conf_dirs(),
             BTreeMap::from([("a".to_owned(), PathBuf::from("/etc/cni/a.d"))])
         );
+    }
+
+    #[test]
+    fn the_shipped_file_has_every_key_with_its_default() {
+        let shipped: toml::Table = toml::from_str(SHIPPED).unwrap();
+        let mut own = toml::Table::try_from(Config::default()).unwrap();
+        // Handlers besides the default one: none is shipped.
+        own.remove("runtimes");
+        assert!(shipped.contains_key("network"), "not the file that is shipped");
+        for (table, keys) in &own {
+            for (key, value) in keys.as_table().unwrap() {
+                let found = shipped.get(table).and_then(|t| t.get(key));
+                assert_eq!(found, Some(value), "{table}.{key}");
+            }
+        }
+        // The other way round: the file says nothing that is not so.
+        let read: Config = toml::from_str(SHIPPED).unwrap();
+        let mut read = toml::Table::try_from(read).unwrap();
+        read.remove("runtimes");
+        own.retain(|_, keys| keys.as_table().is_some_and(|t| !t.is_empty()));
+        read.retain(|_, keys| keys.as_table().is_some_and(|t| !t.is_empty()));
+        assert_eq!(read, own);
     }
 }

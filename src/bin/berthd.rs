@@ -12,8 +12,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use berth::{
-    config::{Config, DEFAULT_PATH},
-    cri::{self, ImageApi, Node, Paths, RuntimeApi, server},
+    config::{Config, DEFAULT_PATH, Loaded, SHIPPED},
+    cri::{self, ImageApi, Node, Paths, Reload, RuntimeApi, server},
     image::Images,
     instance::Instance,
     network::Network,
@@ -22,7 +22,7 @@ use berth::{
     spec::Host,
     store::Store,
     stream::Server,
-    telemetry,
+    telemetry::{self, log::LogFilter},
 };
 use clap::{Parser, Subcommand};
 use rustix::{
@@ -64,10 +64,13 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Print the configuration with every default.
+    /// Print the configuration as it is shipped: every key with its default.
     Default,
-    /// Read the configuration, say what is wrong with it, or print what is in force.
+    /// Read the configuration, and name file, line and key of what is wrong with it.
     Check,
+    /// Print the configuration that all files make together, each value with where
+    /// it came from.
+    Show,
 }
 
 fn main() -> ExitCode {
@@ -81,17 +84,11 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: &Flags) -> Result<()> {
-    if let Some(Command::Config(ConfigCommand::Default)) = &flags.command {
-        print!("{}", toml::to_string(&Config::default())?);
-        return Ok(());
+    if let Some(Command::Config(command)) = &flags.command {
+        return configuration(flags, command);
     }
-    let path = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH));
-    let config = Config::load(path, flags.config.is_some())?;
-    if let Some(Command::Config(ConfigCommand::Check)) = &flags.command {
-        print!("{}", toml::to_string(&config)?);
-        return Ok(());
-    }
-    telemetry::init(&config.log).map_err(anyhow::Error::msg)?;
+    let config = flags.load()?.config;
+    let log = telemetry::log::init(&config.log).map_err(anyhow::Error::msg)?;
     raise_open_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -99,10 +96,37 @@ fn run(flags: &Flags) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    runtime.block_on(serve(flags, config))
+    runtime.block_on(serve(flags, config, log))
 }
 
-async fn serve(flags: &Flags, config: Config) -> Result<()> {
+impl Flags {
+    fn config(&self) -> &Path {
+        self.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH))
+    }
+
+    fn load(&self) -> Result<Loaded> {
+        Ok(Config::load(self.config(), self.config.is_some())?)
+    }
+}
+
+/// `berthd config`.
+fn configuration(flags: &Flags, command: &ConfigCommand) -> Result<()> {
+    match command {
+        ConfigCommand::Default => print!("{SHIPPED}"),
+        ConfigCommand::Check => {
+            let files = flags.load()?.files;
+            let names: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
+            match &names[..] {
+                [] => println!("no configuration file: every value is its default"),
+                names => println!("right: {}", names.join(", ")),
+            }
+        }
+        ConfigCommand::Show => print!("{}", flags.load()?.show()?),
+    }
+    Ok(())
+}
+
+async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
     // First of all: whoever is told that we are ready may stop us at once.
     let mut signals = Signals::listen()?;
     let socket = server::socket_path(&flags.address)?;
@@ -138,6 +162,13 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
         );
     }
     let group = config.grpc.group;
+    let mut reload = Reload {
+        path: flags.config().to_owned(),
+        named: flags.config.is_some(),
+        config: config.clone(),
+        images: images.clone(),
+        log,
+    };
     let node = Arc::new(Node {
         config,
         instance,
@@ -187,7 +218,7 @@ async fn serve(flags: &Flags, config: Config) -> Result<()> {
     });
     tokio::select! {
         ended = &mut serving => return Ok(ended??),
-        () = signals.shutdown() => {}
+        () = signals.shutdown(&mut reload) => {}
     }
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     tracing::info!("stopping: calls under way are finished, containers run on");
@@ -226,15 +257,13 @@ impl Signals {
         })
     }
 
-    /// SIGTERM or SIGINT. SIGHUP is survived: nothing can be reloaded yet, and it is said.
-    async fn shutdown(&mut self) {
+    /// SIGTERM or SIGINT. SIGHUP reloads the configuration, and never ends berthd.
+    async fn shutdown(&mut self, reload: &mut Reload) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => tracing::warn!(
-                    "SIGHUP: the configuration is read at the start only; restart to apply it"
-                ),
+                _ = self.hangup.recv() => reload.run(),
             }
         }
     }

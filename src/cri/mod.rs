@@ -37,6 +37,7 @@ mod metrics;
 mod network_upkeep;
 mod node;
 mod recover;
+mod reload;
 mod request_json;
 mod runtime_config;
 mod runtime_service;
@@ -63,6 +64,7 @@ pub use self::{
     network_upkeep::network_upkeep,
     node::{Node, Paths},
     recover::recover,
+    reload::Reload,
     runtime_service::RuntimeApi,
     streaming::Streams,
 };

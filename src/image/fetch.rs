@@ -33,7 +33,7 @@ pub async fn layers(
         let stopped = stopped.clone();
         async move { (diff_id, one(inner, session, &layer, diff_id, stopped).await) }
     }))
-    .buffer_unordered(inner.max_concurrent_layers);
+    .buffer_unordered(inner.settings().max_concurrent_layers);
     let mut fetched = HashMap::new();
     let mut failed = None;
     while let Some((diff_id, result)) = work.next().await {
@@ -108,13 +108,15 @@ async fn fetch(
     let hosts = session.pull_hosts();
     let mut refusals: Vec<Refusal> = Vec::new();
     let mut first = 0;
+    let settings = inner.settings();
     loop {
         let (sender, receiver) = mpsc::channel(pipeline::CHANNEL);
         let job = {
             let (inner, layer) = (Arc::clone(inner), layer.clone());
+            let settings = Arc::clone(&settings);
             tokio::task::spawn_blocking(move || -> Result<_, Trouble> {
                 let ingest = inner.layers.begin().map_err(Error::from)?;
-                let unpacked = pipeline::run(receiver, &ingest, &layer, diff_id, &inner.limits)?;
+                let unpacked = pipeline::run(receiver, &ingest, &layer, diff_id, &settings.limits)?;
                 Ok((ingest, unpacked))
             })
         };

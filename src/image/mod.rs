@@ -105,11 +105,7 @@ pub struct Inner {
     blobs: Blobs,
     layers: Arc<Layers>,
     catalog: RwLock<Arc<Catalog>>,
-    pinned: Vec<String>,
-    config_path: PathBuf,
-    patience: Patience,
-    max_concurrent_layers: usize,
-    limits: Limits,
+    settings: RwLock<Arc<Settings>>,
     platform: Platform,
     roots: Roots,
     flights: Arc<LayerFlights>,
@@ -120,6 +116,38 @@ pub struct Inner {
     stale: AtomicBool,
 }
 
+/// What the configuration says of images. A pull keeps those it began with.
+#[derive(Debug)]
+struct Settings {
+    pinned: Vec<String>,
+    config_path: PathBuf,
+    patience: Patience,
+    max_concurrent_layers: usize,
+    limits: Limits,
+}
+
+impl Settings {
+    fn of(config: &Config) -> Settings {
+        let name = |name: &String| match Reference::parse(name) {
+            Ok(reference) => reference.to_string(),
+            Err(_) => name.clone(),
+        };
+        Settings {
+            pinned: config.image.pinned.iter().map(name).collect(),
+            config_path: config.registry.config_path.clone(),
+            patience: Patience {
+                stall: Duration::from_secs(config.registry.stall_timeout.max(1)),
+                ..Patience::default()
+            },
+            max_concurrent_layers: config.image.max_concurrent_layers.max(1),
+            limits: Limits {
+                bytes: config.image.max_layer_bytes,
+                ..Limits::default()
+            },
+        }
+    }
+}
+
 type PullKey = (Reference, AuthConfig);
 type PullResult = Result<String, Arc<Error>>;
 
@@ -127,44 +155,19 @@ impl Images {
     /// Opens the images under `root`; what an earlier process left half-made is
     /// removed beside, by a thread.
     pub fn open(root: &Path, store: Arc<Store>, config: &Config) -> Result<Images, Error> {
-        let patience = Patience {
-            stall: Duration::from_secs(config.registry.stall_timeout.max(1)),
-            ..Patience::default()
-        };
-        Images::open_with(root, store, config, patience)
+        Images::open_with(root, store, Settings::of(config))
     }
 
-    fn open_with(
-        root: &Path,
-        store: Arc<Store>,
-        config: &Config,
-        patience: Patience,
-    ) -> Result<Images, Error> {
+    fn open_with(root: &Path, store: Arc<Store>, settings: Settings) -> Result<Images, Error> {
         let blobs = Blobs::open(root)?;
         let numbers = store.read("list layers", records::layer_numbers)?;
         let layers = Layers::open(&root.join("layers"), numbers.last().copied().unwrap_or(0))?;
-        let pinned = config
-            .image
-            .pinned
-            .iter()
-            .map(|name| match Reference::parse(name) {
-                Ok(reference) => reference.to_string(),
-                Err(_) => name.clone(),
-            });
-        let limits = Limits {
-            bytes: config.image.max_layer_bytes,
-            ..Limits::default()
-        };
         let inner = Arc::new(Inner {
             root: root.to_owned(),
             blobs,
             layers: Arc::new(layers),
             catalog: RwLock::default(),
-            pinned: pinned.collect(),
-            config_path: config.registry.config_path.clone(),
-            patience,
-            max_concurrent_layers: config.image.max_concurrent_layers.max(1),
-            limits,
+            settings: RwLock::new(Arc::new(settings)),
             platform: Platform::host(),
             roots: Roots::default(),
             flights: Arc::default(),
@@ -181,6 +184,18 @@ impl Images {
             .spawn(move || sweeper.sweep())
             .map_err(content::io_error("start the sweep of", root))?;
         Ok(Images { inner })
+    }
+
+    /// Takes over what a new configuration says of images, for the pulls that begin
+    /// from now on.
+    pub fn configure(&self, config: &Config) -> Result<(), Error> {
+        let settings = Arc::new(Settings::of(config));
+        *self
+            .inner
+            .settings
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = settings;
+        self.inner.refresh()
     }
 
     /// Pulls an image; the answer is its id. The work goes on when the caller
@@ -317,10 +332,14 @@ impl Inner {
         Arc::clone(&self.catalog.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
     /// Reads the records anew, after they changed.
     fn refresh(&self) -> Result<(), Error> {
         let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
-        let new = Catalog::load(&self.store, &self.blobs, &self.pinned, &catalog)?;
+        let new = Catalog::load(&self.store, &self.blobs, &self.settings().pinned, &catalog)?;
         *catalog = Arc::new(new);
         Ok(())
     }

@@ -38,12 +38,13 @@ async fn walk(inner: &Arc<Inner>, reference: &Reference, auth: AuthConfig) -> Re
     let session = {
         let (inner, reference) = (Arc::clone(inner), reference.clone());
         blocking(&reference.clone(), move || {
+            let settings = inner.settings();
             Session::open(
                 reference,
                 Some(auth),
-                &inner.config_path,
+                &settings.config_path,
                 &inner.roots,
-                inner.patience,
+                settings.patience,
             )
         })
         .await?

@@ -10,7 +10,7 @@ mod store;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use super::{AuthConfig, Error, Images, registry::Patience};
+use super::{AuthConfig, Error, Images, Settings, registry::Patience};
 use crate::{config::Config, store::Store};
 
 pub use registry::{Layer, Registry, Reply, file, gzip, tar};
@@ -38,7 +38,11 @@ impl Node {
             backoff: Duration::from_millis(5),
             longest_pause: Duration::from_secs(2),
         };
-        let images = Images::open_with(root.path(), store, &config, patience).unwrap();
+        let settings = Settings {
+            patience,
+            ..Settings::of(&config)
+        };
+        let images = Images::open_with(root.path(), store, settings).unwrap();
         let node = Node {
             images: Arc::new(images),
             config,
