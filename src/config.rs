@@ -14,7 +14,10 @@ mod change;
 mod check;
 mod read;
 
-pub use self::read::{Loaded, Origin};
+pub use self::{
+    check::Place,
+    read::{Loaded, Origin},
+};
 
 /// Where the configuration is read from when `--config` is not given.
 pub const DEFAULT_PATH: &str = "/etc/berth/config.toml";

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use berth::{
-    config::{Config, DEFAULT_PATH, Loaded, SHIPPED},
+    config::{Config, DEFAULT_PATH, Loaded, Place, SHIPPED},
     cri::{self, ImageApi, Node, Paths, Reload, RuntimeApi, server},
     image::Images,
     instance::Instance,
@@ -22,7 +22,7 @@ use berth::{
     spec::Host,
     store::Store,
     stream::Server,
-    telemetry::{self, log::LogFilter},
+    telemetry::{self, log::LogFilter, serve::Listener},
 };
 use clap::{Parser, Subcommand};
 use rustix::{
@@ -30,6 +30,7 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use sd_notify::NotifyState;
+use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long calls under way may take after SIGTERM.
@@ -188,12 +189,16 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
     cri::recover(&node).await.context("recover from the records")?;
     tokio::spawn(cri::network_upkeep(node.clone()));
     let streams = cri::Streams { node: node.clone() };
+    let metrics = bind_metrics(&node.config).await?;
     let streaming = Server::bind(&node.config.streaming, Arc::new(streams)).await?;
     let urls = streaming.urls();
     tracing::info!(address = %flags.address, root = %node.paths.root.display(), "serving");
     // Without a service manager there is nobody to tell.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
 
+    if let Some(listener) = metrics {
+        tokio::spawn(telemetry::serve::serve(listener, cri::page(&node)));
+    }
     let runtime = RuntimeApi {
         node: node.clone(),
         urls,
@@ -238,6 +243,26 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
     }
     let _ = fs::remove_file(&socket);
     Ok(())
+}
+
+/// Where metrics are served; None: nowhere.
+async fn bind_metrics(config: &Config) -> Result<Option<Listener>> {
+    let listener = match config.metrics.place().map_err(anyhow::Error::msg)? {
+        None => return Ok(None),
+        Some(Place::Tcp(address)) => {
+            let listener = TcpListener::bind(address)
+                .await
+                .with_context(|| format!("serve metrics on {address}"))?;
+            tracing::info!(address = %listener.local_addr()?, "serving metrics");
+            Listener::Tcp(listener)
+        }
+        Some(Place::Unix(path)) => {
+            let listener = server::bind(&path, config.grpc.group).await?;
+            tracing::info!(path = %path.display(), "serving metrics");
+            Listener::Unix(listener)
+        }
+    };
+    Ok(Some(listener))
 }
 
 /// The signals that concern berthd, heard from when this is made.

@@ -17,7 +17,8 @@ use crate::{
     image::Image,
     kind::Kind,
     pod::{
-        Container, ContainerEvent, ContainerRecord, ContainerState, Sandbox, SandboxState, Stage, new_id, now,
+        Container, ContainerEvent, ContainerRecord, ContainerState, Sandbox, SandboxState, Stage, Step,
+        Timeline, new_id, now,
     },
     proto::cri::{self, ContainerEventType, NamespaceMode},
     runtime::Shim,
@@ -136,6 +137,7 @@ async fn make(
         cgroup: sandbox_init::spec_cgroup(&sandbox.record().cgroup_parent, &id),
         pid: 0,
         resources: None,
+        timeline: Timeline::default(),
     };
     let container = Arc::new(Container::new(
         id.clone(),
@@ -234,9 +236,10 @@ async fn acquire(
     let bundle = node.paths.bundle(id);
     fs::create_dir_all(bundle.join("rootfs")).map_err(io("container", id, "make folder", &bundle))?;
     // The shim starts while the bundle is made: neither needs the other.
-    let (built, shim) = tokio::join!(
-        tokio::task::spawn_blocking(move || job.make()),
-        Shim::spawn(&node.shim, id, &bundle)
+    let (spec, spawn) = (Step::begin("spec"), Step::begin("shim"));
+    let ((built, spec), (shim, spawn)) = tokio::join!(
+        async { (tokio::task::spawn_blocking(move || job.make()).await, spec.end()) },
+        async { (Shim::spawn(&node.shim, id, &bundle).await, spawn.end()) }
     );
     let shim = shim.step("container", id, "start the shim");
     let built = built.map_err(|e| Error::Left {
@@ -257,6 +260,7 @@ async fn acquire(
         tracing::warn!(container = %id, warning);
     }
     stage.set("make the init");
+    let init = Step::begin("init");
     let pid = match shim
         .create(&built.plan, &bundle)
         .await
@@ -268,6 +272,7 @@ async fn acquire(
             return Err(error);
         }
     };
+    let init = init.end();
     let user = built.user;
     let number = |n: i64| u32::try_from(n).unwrap_or(u32::MAX);
     let created = container.advance(&node.store, ContainerEvent::Made, |record| {
@@ -277,6 +282,9 @@ async fn acquire(
         record.uid = number(user.uid);
         record.gid = number(user.gid);
         record.groups = user.supplemental_groups.iter().map(|g| number(*g)).collect();
+        for step in [spec, spawn, init] {
+            record.timeline.push(step);
+        }
     });
     if let Err(error) = created {
         discard(&shim, id).await;

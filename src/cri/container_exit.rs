@@ -7,6 +7,7 @@ use crate::{
     pod::{Container, Exit, now},
     proto::{cri::ContainerEventType, plan::ExitRecord},
     runtime::Shim,
+    telemetry::metrics::metrics,
 };
 
 /// Pause between two tries of recording an exit while the disk is full.
@@ -70,6 +71,7 @@ pub fn from_record(record: &ExitRecord) -> Exit {
 /// The shim died without a word: what it watched over is ended, for nobody reads
 /// its output any more.
 pub async fn vanished(container: &Container, why: &str) -> Exit {
+    metrics().shims_lost.inc();
     let path = container.record().cgroup;
     let ended = tokio::task::spawn_blocking(move || remove_cgroup(&path)).await;
     if let Ok(Err(error)) = ended {

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     kind::Kind,
-    pod::{Container, ContainerEvent, ContainerState, SandboxState, now},
+    pod::{Container, ContainerEvent, ContainerState, SandboxState, Step, now},
     proto::cri::{self, ContainerEventType},
 };
 
@@ -58,15 +58,21 @@ async fn execute(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Err
     let shim = container
         .shim()
         .ok_or_else(|| wrong("cannot be started: its shim is gone; remove it".into()))?;
+    let begun = Step::begin("start");
     match shim.start().await {
         Ok(pid) => {
+            let step = begun.end();
+            let late = step.clone();
             let started = container.advance(&node.store, ContainerEvent::Started, |record| {
                 record.started_at = now();
                 record.pid = pid;
+                record.timeline.push(step);
             });
             // A program that has ended already is recorded as exited: it did start.
             if container.state() != ContainerState::Exited {
                 started?;
+            } else if started.is_err() {
+                container.update(&node.store, |record| record.timeline.push(late))?;
             }
             container_events::tell(node, container, ContainerEventType::ContainerStartedEvent);
             tracing::info!(container = %id, name = %container.name, pid, "container is running");

@@ -101,5 +101,8 @@ fn info(node: &Node, container: &Container) -> HashMap<String, String> {
         "config": request_json(&*container.config()),
         "runtimeSpec": spec,
     });
-    HashMap::from([("info".to_owned(), info.to_string())])
+    HashMap::from([
+        ("info".to_owned(), info.to_string()),
+        ("timeline".to_owned(), record.timeline.to_json()),
+    ])
 }

@@ -2,18 +2,18 @@
 
 use std::sync::Arc;
 
+use super::{Node, sandbox_run};
 use crate::{
-    image::{AuthConfig, Error, Images},
+    image::{AuthConfig, Error},
+    pod::{SandboxState, Step},
     proto::cri,
 };
 
 /// Pulls `image.image`. Annotations say nothing about which image of an index is
 /// meant; the runtime handler has been checked by the caller; the sandbox's
-/// config changes nothing, as images are the same for all pods.
-pub async fn pull(
-    images: &Arc<Images>,
-    request: cri::PullImageRequest,
-) -> Result<cri::PullImageResponse, Error> {
+/// config changes nothing, as images are the same for all pods, but says whose start
+/// waits for it.
+pub async fn pull(node: &Arc<Node>, request: cri::PullImageRequest) -> Result<cri::PullImageResponse, Error> {
     let name = request.image.unwrap_or_default().image;
     let auth = request.auth.map(|auth| AuthConfig {
         username: auth.username,
@@ -23,6 +23,29 @@ pub async fn pull(
         identity_token: auth.identity_token,
         registry_token: auth.registry_token,
     });
-    let image_ref = images.pull(&name, auth).await?;
-    Ok(cri::PullImageResponse { image_ref })
+    let begun = Step::begin("pull");
+    let done = node.images.pull(&name, auth).await?;
+    if let Some(sandbox) = &request.sandbox_config {
+        note(node, sandbox, begun.end_pull(&name, done.bytes));
+    }
+    Ok(cri::PullImageResponse { image_ref: done.id })
+}
+
+/// Adds the step to the pod's timeline. The pull is done, whatever becomes of this.
+fn note(node: &Node, config: &cri::PodSandboxConfig, step: Step) {
+    let Some(sandbox) = sandbox_run::name(config)
+        .ok()
+        .and_then(|name| node.pods.sandbox_named(&name))
+    else {
+        return;
+    };
+    // One that is being removed must not be recorded again.
+    let Ok(_gate) = sandbox.gate.try_read() else {
+        return;
+    };
+    if sandbox.state() == SandboxState::Ready
+        && let Err(error) = sandbox.update(&node.store, |record| record.timeline.push(step))
+    {
+        tracing::warn!(sandbox = %sandbox.id, %error, "record a pull");
+    }
 }

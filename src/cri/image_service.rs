@@ -68,7 +68,7 @@ impl ImageService for ImageApi {
         self.node.check_handler(&asked.runtime_handler)?;
         let name = asked.image;
         // The pull is a task of its own: it goes on when this call ends.
-        let pull = image_pull::pull(&self.node.images, request);
+        let pull = image_pull::pull(&self.node, request);
         Ok(Response::new(
             within(limit, || format!("pull image {name}"), pull).await?,
         ))

@@ -49,7 +49,7 @@ fn info(images: &Images, image: &Image) -> Result<String, Error> {
 mod tests {
     use super::*;
     use crate::{
-        cri::{image_fs, image_list, image_pull, image_remove},
+        cri::{image_fs, image_list, image_remove},
         image::tests::{Node, Registry, file},
     };
     use serde_json::json;
@@ -69,12 +69,7 @@ mod tests {
         let node = Node::new();
         let images = &node.images;
         let tag = registry.name("a:v1");
-        let request = cri::PullImageRequest {
-            image: spec(&tag),
-            ..Default::default()
-        };
-        let pulled = image_pull::pull(images, request).await.unwrap();
-        assert_eq!(pulled.image_ref, id);
+        assert_eq!(images.pull(&tag, None).await.unwrap().id, id);
 
         let ask = |name: String, verbose| async move {
             let image = spec(&name);

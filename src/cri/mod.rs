@@ -36,6 +36,7 @@ mod metric_values;
 mod metrics;
 mod network_upkeep;
 mod node;
+mod observe;
 mod recover;
 mod reload;
 mod request_json;
@@ -53,6 +54,7 @@ mod sandbox_stats;
 mod sandbox_status;
 mod sandbox_stop;
 mod sandbox_update;
+mod scrape;
 pub mod server;
 mod status;
 mod stream_lists;
@@ -66,5 +68,6 @@ pub use self::{
     recover::recover,
     reload::Reload,
     runtime_service::RuntimeApi,
+    scrape::page,
     streaming::Streams,
 };

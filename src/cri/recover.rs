@@ -15,6 +15,7 @@ use crate::{
     pod::{Container, ContainerEvent, ContainerState, Error, Sandbox, SandboxState},
     proto::{containerd::v1::types::Status, cri::ContainerEventType},
     runtime::{self, Shim, read_exit},
+    telemetry::metrics::metrics,
 };
 
 /// How long a shim may take to say how its container is.
@@ -22,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Loads the records, connects to what lives, and takes back what was half made.
 pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
+    metrics().recoveries.inc_by(node.store.count_start()?);
     for row in node.store.sandboxes()? {
         node.pods.add_sandbox(Arc::new(Sandbox::from_row(row)?));
     }

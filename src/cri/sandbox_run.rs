@@ -22,7 +22,7 @@ use super::{
 use crate::{
     launcher::Ranges,
     network::{Dns, PodNetwork, PortMapping, Protocol, netns},
-    pod::{Sandbox, SandboxEvent, SandboxRecord, SandboxState, Stage, new_id, now},
+    pod::{Sandbox, SandboxEvent, SandboxRecord, SandboxState, Stage, Step, Timeline, new_id, now},
     proto::cri::{self, ContainerEventType, NamespaceMode},
     spec,
 };
@@ -72,7 +72,7 @@ fn exists(name: String, id: String) -> Error {
 }
 
 /// "NAME_NAMESPACE_UID_ATTEMPT", as the peers build it.
-fn name(config: &cri::PodSandboxConfig) -> Result<String, Error> {
+pub fn name(config: &cri::PodSandboxConfig) -> Result<String, Error> {
     let m = config
         .metadata
         .as_ref()
@@ -263,12 +263,14 @@ async fn make(
         selinux_level: selinux_level(&node, &linux),
         overhead: None,
         resources: None,
+        timeline: Timeline::default(),
     };
     let id = new_id();
     let sandbox = Arc::new(Sandbox::new(id.clone(), name, config, record));
+    let named = Step::begin("name");
     sandbox.record_new(&node.store)?;
     node.pods.add_sandbox(sandbox.clone());
-    match acquire(&node, &sandbox, asked, &stage).await {
+    match acquire(&node, &sandbox, asked, &stage, named.end()).await {
         Ok(()) => {
             tracing::info!(sandbox = %id, name = %sandbox.name, "sandbox is ready");
             Ok(id)
@@ -324,19 +326,31 @@ fn label(node: &Node, sandbox: &Sandbox) -> Result<String, Error> {
 }
 
 /// Acquires everything that a sandbox has, and makes it ready.
-async fn acquire(node: &Arc<Node>, sandbox: &Arc<Sandbox>, asked: Asked, stage: &Stage) -> Result<(), Error> {
+async fn acquire(
+    node: &Arc<Node>,
+    sandbox: &Arc<Sandbox>,
+    asked: Asked,
+    stage: &Stage,
+    named: Step,
+) -> Result<(), Error> {
     let id = sandbox.id.as_str();
+    let mut steps = vec![named];
     stage.set("look at the cgroup parent");
+    let step = Step::begin("cgroup parent");
     cgroup_parents::claim(node, sandbox)?;
+    steps.push(step.end());
     stage.set("make namespaces");
+    let step = Step::begin("namespaces");
     let (maker, made) = (node.clone(), sandbox.clone());
     let (own_network, ports) = (asked.own_network, asked.ports.clone());
     let asked = Arc::new(asked);
     let first = asked.clone();
     blocking(id, move || prepare(&maker, &made, &first)).await?;
+    steps.push(step.end());
     let mut attachment = None;
     if own_network {
         stage.set("attach the network");
+        let step = Step::begin("network");
         let pod = pod_network(node, sandbox, ports);
         attachment = Some(
             node.network
@@ -349,9 +363,11 @@ async fn acquire(node: &Arc<Node>, sandbox: &Arc<Sandbox>, asked: Asked, stage: 
             stage.set("write the sysctls of its link");
             blocking(id, move || pin(&finisher, &done, &asked, netns::finish)).await?;
         }
+        steps.push(step.end());
     }
     sandbox.advance(&node.store, SandboxEvent::Made, |record| {
-        record.attachment = attachment
+        record.attachment = attachment;
+        steps.into_iter().for_each(|step| record.timeline.push(step));
     })?;
     container_events::tell_of_sandbox(node, sandbox, ContainerEventType::ContainerCreatedEvent);
     container_events::tell_of_sandbox(node, sandbox, ContainerEventType::ContainerStartedEvent);

@@ -103,7 +103,10 @@ fn info(node: &Node, sandbox: &Sandbox) -> HashMap<String, String> {
         "resources": sandbox_update::describe(sandbox.resources().as_ref()),
         "folder": node.paths.sandbox(&sandbox.id),
     });
-    HashMap::from([("info".to_owned(), info.to_string())])
+    HashMap::from([
+        ("info".to_owned(), info.to_string()),
+        ("timeline".to_owned(), record.timeline.to_json()),
+    ])
 }
 
 /// What the containers of the pod share, in the words of an OCI spec.

@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use super::{image_service::ImageApi, runtime_service::RuntimeApi};
+use super::{image_service::ImageApi, observe::Observed, runtime_service::RuntimeApi};
 use crate::{
     proto::cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
     sys,
@@ -140,6 +140,7 @@ pub async fn serve(
     let image = ImageServiceServer::new(image)
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
+    let (runtime, image) = (Observed(runtime), Observed(image));
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))

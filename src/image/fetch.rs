@@ -88,6 +88,7 @@ async fn one(
                 };
                 let fresh = Fresh::new(Arc::clone(&inner.layers), unpacked, FreshState::Ingested(ingest));
                 flight.land(&fresh);
+                session.taken.layer();
                 return Ok(Some(fresh));
             }
         }

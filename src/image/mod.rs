@@ -57,6 +57,7 @@ pub use auth::AuthConfig;
 pub use catalog::Image;
 pub use error::Error;
 pub use manifest::ImageConfig;
+pub use pull::Pull;
 
 use crate::{
     config::Config,
@@ -149,7 +150,7 @@ impl Settings {
 }
 
 type PullKey = (Reference, AuthConfig);
-type PullResult = Result<String, Arc<Error>>;
+type PullResult = Result<Pull, Arc<Error>>;
 
 impl Images {
     /// Opens the images under `root`; what an earlier process left half-made is
@@ -198,10 +199,10 @@ impl Images {
         self.inner.refresh()
     }
 
-    /// Pulls an image; the answer is its id. The work goes on when the caller
+    /// Pulls an image. The work goes on when the caller
     /// goes away, and whoever asks for the same with the same credentials
     /// meanwhile joins it.
-    pub async fn pull(&self, reference: &str, auth: Option<AuthConfig>) -> Result<String, Error> {
+    pub async fn pull(&self, reference: &str, auth: Option<AuthConfig>) -> Result<Pull, Error> {
         let parsed = Reference::parse(reference).map_err(|message| Error::Reference {
             reference: reference.to_owned(),
             message,

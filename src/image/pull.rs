@@ -17,24 +17,40 @@ use super::{
     reference::{Reference, Version},
     registry::{Fetched, Session},
 };
-use crate::store::images as records;
+use crate::{store::images as records, telemetry::metrics::metrics};
 
 /// Deepest nesting of indexes.
 const MAX_DEPTH: usize = 4;
 
-/// Pulls `reference`; the answer is the image's id.
-pub async fn run(inner: Arc<Inner>, reference: Reference, auth: AuthConfig) -> Result<String, Error> {
+/// What a pull did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pull {
+    /// The image's.
+    pub id: String,
+    /// Bytes of layers that came from registries; what other pulls brought is theirs.
+    pub bytes: u64,
+    /// Layers that this pull fetched.
+    pub layers: u64,
+}
+
+/// Pulls `reference`.
+pub async fn run(inner: Arc<Inner>, reference: Reference, auth: AuthConfig) -> Result<Pull, Error> {
     let result = walk(&inner, &reference, auth).await;
+    match &result {
+        Ok((_, changed)) => metrics().pulled(if *changed { "fetched" } else { "unchanged" }),
+        Err(_) => metrics().pulled("failed"),
+    }
     // A layer that nobody wants any more, a blob of a commit that failed.
     let _ = blocking(&reference, move || {
         inner.collect();
         Ok(())
     })
     .await;
-    result
+    result.map(|(pull, _)| pull)
 }
 
-async fn walk(inner: &Arc<Inner>, reference: &Reference, auth: AuthConfig) -> Result<String, Error> {
+/// What was done, and whether anything had to be.
+async fn walk(inner: &Arc<Inner>, reference: &Reference, auth: AuthConfig) -> Result<(Pull, bool), Error> {
     let session = {
         let (inner, reference) = (Arc::clone(inner), reference.clone());
         blocking(&reference.clone(), move || {
@@ -51,7 +67,8 @@ async fn walk(inner: &Arc<Inner>, reference: &Reference, auth: AuthConfig) -> Re
     };
     if let Some(id) = unchanged(inner, &session).await? {
         tracing::debug!(image = %reference, id, "the tag has not moved");
-        return Ok(id);
+        let (bytes, layers) = (0, 0);
+        return Ok((Pull { id, bytes, layers }, false));
     }
 
     let top = session.manifest(&reference.version, None).await?;
@@ -81,7 +98,11 @@ async fn walk(inner: &Arc<Inner>, reference: &Reference, auth: AuthConfig) -> Re
             wanted.push((layer, *diff_id));
         }
     }
+    let count = wanted.len() as u64;
     let fresh = fetch::layers(inner, &session, wanted).await?;
+    let (bytes, layers) = session.taken.so_far();
+    metrics().layers_fetched.inc_by(layers);
+    metrics().layers_shared.inc_by(count.saturating_sub(layers));
 
     let pulled = Pulled {
         reference: reference.clone(),
@@ -96,12 +117,13 @@ async fn walk(inner: &Arc<Inner>, reference: &Reference, auth: AuthConfig) -> Re
         fresh,
     };
     let inner = Arc::clone(inner);
-    blocking(reference, move || {
+    let id = blocking(reference, move || {
         let id = assemble::assemble(&inner, pulled);
         drop(hold);
         id
     })
-    .await
+    .await?;
+    Ok((Pull { id, bytes, layers }, true))
 }
 
 /// Runs what blocks on a thread for that.

@@ -1,7 +1,11 @@
 //! The client of the registries' HTTP API (OCI distribution 1.1): one
 //! [`Session`] per pull, over the hosts that may answer ([`Endpoint`]).
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use http::{Method, Response, StatusCode, header};
 use hyper::body::Incoming;
@@ -17,7 +21,7 @@ use super::{
     reference::{Reference, Version},
     tls::Roots,
 };
-use crate::kind::Kind;
+use crate::{kind::Kind, telemetry::metrics::metrics};
 
 /// How patient a session is.
 #[derive(Clone, Copy, Debug)]
@@ -60,8 +64,34 @@ impl Patience {
 pub struct Session {
     pub reference: Reference,
     pub patience: Patience,
+    pub taken: Taken,
     auth: AuthConfig,
     endpoints: Vec<Endpoint>,
+}
+
+/// What a session took from registries so far.
+#[derive(Debug, Default)]
+pub struct Taken {
+    bytes: AtomicU64,
+    layers: AtomicU64,
+}
+
+impl Taken {
+    /// Bytes of a layer have come.
+    pub fn bytes(&self, count: u64) {
+        self.bytes.fetch_add(count, Relaxed);
+        metrics().pulled_bytes.inc_by(count);
+    }
+
+    /// A layer is here whole.
+    pub fn layer(&self) {
+        self.layers.fetch_add(1, Relaxed);
+    }
+
+    /// Bytes and layers.
+    pub fn so_far(&self) -> (u64, u64) {
+        (self.bytes.load(Relaxed), self.layers.load(Relaxed))
+    }
 }
 
 /// A manifest or index with what the server called it.
@@ -99,6 +129,7 @@ impl Session {
         Ok(Session {
             reference,
             patience,
+            taken: Taken::default(),
             auth,
             endpoints,
         })

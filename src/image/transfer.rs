@@ -88,6 +88,7 @@ async fn connection(
     let mut position = from.start;
     while let Some(mut bytes) = next_bytes(&mut from.body, session.patience.stall).await? {
         let length = bytes.len() as u64;
+        session.taken.bytes(length);
         // Bytes that were already passed on.
         let known = offset.saturating_sub(position).min(length);
         position += length;

@@ -30,6 +30,7 @@ use std::{
     future::Future,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 pub use bridge::Error as BridgeError;
@@ -47,6 +48,7 @@ use crate::{
     instance::Instance,
     kind::{HasKind, Kind},
     store::{self, Store},
+    telemetry::metrics::metrics,
 };
 
 /// Errors of the network; each names the pod or object, the step and the remedy.
@@ -229,10 +231,15 @@ impl Inner {
         let list = self.cni.network_for(&pod.handler)?;
         // What an attempt that died has left would be in the way.
         self.clone().take_down(pod.id.clone()).await?;
-        match list {
-            Some(list) => self.attach_cni(pod, &list).await,
-            None => blocking(move || self.attach_bridge(pod)).await,
+        let begin = Instant::now();
+        let (by, made) = match list {
+            Some(list) => ("cni", self.attach_cni(pod, &list).await),
+            None => ("bridge", blocking(move || self.attach_bridge(pod)).await),
+        };
+        if made.is_ok() {
+            metrics().network_made(by, begin.elapsed());
         }
+        made
     }
 
     fn attach_bridge(&self, pod: PodNetwork) -> Result<Attachment, Error> {

@@ -24,7 +24,7 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Error, Samples, Told};
+use super::{Error, Samples, Timeline, Told};
 use crate::{
     proto::cri,
     runtime::Shim,
@@ -49,6 +49,15 @@ pub enum ContainerEvent {
 }
 
 impl ContainerState {
+    /// In the order of a life.
+    pub const ALL: [ContainerState; 5] = [
+        ContainerState::Making,
+        ContainerState::Created,
+        ContainerState::Running,
+        ContainerState::Exited,
+        ContainerState::Removing,
+    ];
+
     /// The state after `event`, or None when it cannot happen now.
     pub fn next(self, event: ContainerEvent) -> Option<ContainerState> {
         use {ContainerEvent as E, ContainerState as S};
@@ -136,6 +145,9 @@ pub struct ContainerRecord {
     /// What the resources are since the first update; absent: those of the request.
     #[serde(default, with = "super::message")]
     pub resources: Option<cri::LinuxContainerResources>,
+    /// What its creation and start took.
+    #[serde(default)]
+    pub timeline: Timeline,
 }
 
 /// A container of this node.
@@ -223,6 +235,13 @@ impl Container {
     /// Nanoseconds since the epoch.
     pub fn created_at(&self) -> i64 {
         self.inner().record.created_at
+    }
+
+    /// Ids of the images that it stands on, and of those that it mounts.
+    pub fn images(&self) -> Vec<String> {
+        let record = self.record();
+        let volumes = record.volume_images.into_iter().map(|(_, id)| id);
+        std::iter::once(record.image_id).chain(volumes).collect()
     }
 
     /// The request that made it, as it was asked.

@@ -11,6 +11,7 @@ mod operations;
 mod registry;
 mod samples;
 mod sandbox;
+mod timeline;
 
 pub use self::{
     container::{Container, ContainerEvent, ContainerRecord, ContainerState, Exit},
@@ -19,6 +20,7 @@ pub use self::{
     registry::Pods,
     samples::{LayerUsage, Samples},
     sandbox::{Sandbox, SandboxEvent, SandboxRecord, SandboxState},
+    timeline::{Begun, Step, Timeline},
 };
 use crate::{
     kind::{HasKind, Kind},

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Samples, Told};
+use super::{Error, Samples, Timeline, Told};
 use crate::{
     network::Attachment,
     proto::cri,
@@ -45,6 +45,15 @@ pub enum SandboxEvent {
 }
 
 impl SandboxState {
+    /// In the order of a life.
+    pub const ALL: [SandboxState; 5] = [
+        SandboxState::Making,
+        SandboxState::Ready,
+        SandboxState::Stopping,
+        SandboxState::NotReady,
+        SandboxState::Removing,
+    ];
+
     /// The state after `event`, or None when it cannot happen now.
     pub fn next(self, event: SandboxEvent) -> Option<SandboxState> {
         use {SandboxEvent as E, SandboxState as S};
@@ -115,6 +124,9 @@ pub struct SandboxRecord {
     pub overhead: Option<cri::LinuxContainerResources>,
     #[serde(default, with = "super::message")]
     pub resources: Option<cri::LinuxContainerResources>,
+    /// What its start took, and the pulls of its images.
+    #[serde(default)]
+    pub timeline: Timeline,
 }
 
 /// A sandbox of this node.

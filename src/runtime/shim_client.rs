@@ -30,6 +30,7 @@ use crate::{
         exit, fault,
         ttrpc::{Code, Status},
     },
+    telemetry::metrics::metrics,
 };
 
 /// How long a verb may take that only changes something in the kernel.
@@ -79,6 +80,7 @@ impl Shim {
             })?,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
+        metrics().shims_started.inc();
         // So that it is no zombie when it ends; if berthd ends first, init reaps it.
         tokio::spawn(async move { child.wait().await });
         Shim::connect(id, dir).await

@@ -116,6 +116,23 @@ impl Store {
         })
     }
 
+    /// Counts a start of berthd; how many there were before.
+    pub fn count_start(&self) -> Result<u64, Error> {
+        self.write("count a start", |t| {
+            let before: Option<String> = t
+                .query_row("SELECT value FROM settings WHERE key = 'starts'", [], |row| {
+                    row.get(0)
+                })
+                .optional()?;
+            let before = before.and_then(|text| text.parse().ok()).unwrap_or(0u64);
+            t.execute(
+                "INSERT OR REPLACE INTO settings (key, value) VALUES ('starts', ?1)",
+                [(before + 1).to_string()],
+            )?;
+            Ok(before)
+        })
+    }
+
     /// Sets a fact anew.
     pub fn put_setting(&self, key: &str, value: &str) -> Result<(), Error> {
         self.write("write setting", |t| {
@@ -171,6 +188,10 @@ mod tests {
         let store = Store::open(&dir.path().join("berth.db")).unwrap();
         assert_eq!(store.setting("k", "a").unwrap(), "a");
         assert_eq!(store.setting("k", "b").unwrap(), "a");
+        assert_eq!(
+            (store.count_start().unwrap(), store.count_start().unwrap()),
+            (0, 1)
+        );
         store.put_setting("k", "b").unwrap();
         assert_eq!(store.setting("k", "c").unwrap(), "b");
     }

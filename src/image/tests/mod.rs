@@ -61,11 +61,11 @@ impl Node {
     }
 
     pub async fn pull(&self, reference: &str) -> Result<String, Error> {
-        self.images.pull(reference, None).await
+        Ok(self.images.pull(reference, None).await?.id)
     }
 
     pub async fn pull_as(&self, reference: &str, auth: AuthConfig) -> Result<String, Error> {
-        self.images.pull(reference, Some(auth)).await
+        Ok(self.images.pull(reference, Some(auth)).await?.id)
     }
 
     pub fn names(&self, folder: &str) -> Vec<String> {
