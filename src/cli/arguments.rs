@@ -45,6 +45,8 @@ pub enum Command {
     Rm(Rm),
     /// Remove images.
     Rmi(Rmi),
+    /// Show where the time of a pod's start went.
+    Why(Why),
 }
 
 #[derive(Args, Debug)]
@@ -61,6 +63,15 @@ pub struct Pull {
     /// Credentials for the registry; BERTH_CREDS is used when this is not given.
     #[arg(long, value_name = "USER:PASSWORD")]
     pub creds: Option<Credentials>,
+}
+
+#[derive(Args, Debug)]
+pub struct Why {
+    /// The pod, by name, NAMESPACE/NAME, id or start of an id.
+    pub pod: String,
+    /// Write a picture to this file instead.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

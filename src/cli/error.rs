@@ -28,6 +28,10 @@ pub enum Error {
         "{name:?} is the start of several ids or the name of several containers: {found}; give more of the id"
     )]
     Ambiguous { name: String, found: String },
+    #[error("no pod is named {0:?}; `berth ps -a` lists containers with their pods")]
+    NoPod(String),
+    #[error("pod {0} has no timeline: it was made by an earlier version of berthd")]
+    NoTimeline(String),
     #[error("no image is named {0:?}; `berth images` lists them")]
     NoImage(String),
     #[error("remove container {0}: it is running; stop it first, or use --force")]

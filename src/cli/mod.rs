@@ -18,6 +18,8 @@ mod node;
 mod parse;
 mod run;
 mod table;
+mod waterfall;
+mod why;
 
 pub use arguments::{Arguments, Command};
 pub use client::Client;
@@ -48,6 +50,7 @@ async fn dispatch(arguments: Arguments) -> Result<u8, Error> {
         Command::Logs(args) => containers::logs(client, &args).await,
         Command::Exec(args) => containers::exec(client, &args).await,
         Command::Stop(args) => containers::stop(client, &args).await,
+        Command::Why(args) => why::why(client, &args).await,
         Command::Rm(args) => containers::remove(client, &args).await,
     }
 }
