@@ -3,6 +3,7 @@
 //! In reading order; imports go downward only (`tests/layers.rs` holds it so):
 //!
 //! 1. [`cri`]: the door, one file per verb of the Container Runtime Interface.
+//!    Beside it [`audit`], which looks at what berthd has made, and [`cli`].
 //! 2. [`pod`], [`image`], [`spec`], [`stream`]: what a node has and does.
 //! 3. [`network`], [`runtime`], [`store`]: what they stand on.
 //! 4. [`shim`], [`launcher`], [`cgroup`], [`sys`]: the other side of the wall,
@@ -17,6 +18,8 @@ pub mod launcher;
 pub mod shim;
 pub mod sys;
 
+#[cfg(feature = "agent")]
+pub mod audit;
 #[cfg(feature = "agent")]
 pub mod cli;
 #[cfg(feature = "agent")]

@@ -12,7 +12,7 @@ use std::{
 /// none of its siblings.
 const LAYERS: &[&[&str]] = &[
     &["bin"],
-    &["cli", "cri"],
+    &["audit", "cli", "cri"],
     &["pod", "image", "spec", "stream"],
     &["network", "runtime"],
     // Records are kept for both of them.

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use berth::{
+    audit,
     config::{Config, DEFAULT_PATH, Loaded, Place, SHIPPED},
     cri::{self, ImageApi, Node, Paths, Reload, RuntimeApi, server},
     image::Images,
@@ -44,10 +45,10 @@ struct Flags {
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Where records, images and writable layers are kept.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/berth")]
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/berth", global = true)]
     root: PathBuf,
     /// What does not outlive a reboot: namespaces, sockets, bundles.
-    #[arg(long, value_name = "DIR", default_value = "/run/berth")]
+    #[arg(long, value_name = "DIR", default_value = "/run/berth", global = true)]
     state: PathBuf,
     /// Where the CRI is served: unix:///ABSOLUTE/PATH.
     #[arg(long, value_name = "ADDRESS", default_value = "unix:///run/berth/berth.sock")]
@@ -61,6 +62,13 @@ enum Command {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// List every kernel object and folder of the berthd with this root and state,
+    /// and every one that no record owns; exit status 1 when there is one of these.
+    Audit {
+        /// Print as JSON.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -76,7 +84,7 @@ enum ConfigCommand {
 
 fn main() -> ExitCode {
     match run(&Flags::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("berthd: {error:#}");
             ExitCode::FAILURE
@@ -84,9 +92,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(flags: &Flags) -> Result<()> {
-    if let Some(Command::Config(command)) = &flags.command {
-        return configuration(flags, command);
+fn run(flags: &Flags) -> Result<ExitCode> {
+    match &flags.command {
+        Some(Command::Config(command)) => {
+            return configuration(flags, command).map(|()| ExitCode::SUCCESS);
+        }
+        Some(Command::Audit { json }) => return look_around(flags, *json),
+        None => {}
     }
     let config = flags.load()?.config;
     let log = telemetry::log::init(&config.log).map_err(anyhow::Error::msg)?;
@@ -97,7 +109,9 @@ fn run(flags: &Flags) -> Result<()> {
         .enable_all()
         .build()
         .context("start the runtime")?;
-    runtime.block_on(serve(flags, config, log))
+    runtime
+        .block_on(serve(flags, config, log))
+        .map(|()| ExitCode::SUCCESS)
 }
 
 impl Flags {
@@ -125,6 +139,25 @@ fn configuration(flags: &Flags, command: &ConfigCommand) -> Result<()> {
         ConfigCommand::Show => print!("{}", flags.load()?.show()?),
     }
     Ok(())
+}
+
+/// `berthd audit`.
+fn look_around(flags: &Flags, json: bool) -> Result<ExitCode> {
+    let report = audit::audit(&audit::Subject {
+        root: absolute(&flags.root)?,
+        state: absolute(&flags.state)?,
+        config: flags.load()?.config,
+    })?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{}", report.text());
+    }
+    Ok(if report.orphans.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {

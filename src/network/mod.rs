@@ -7,6 +7,7 @@
 //! Everything here happens in the network namespace of the calling thread: that
 //! of the node for berthd, one of its own for a test.
 
+pub mod audit;
 mod bridge;
 mod cni;
 mod connect;
@@ -33,7 +34,7 @@ use std::{
     time::Instant,
 };
 
-pub use bridge::Error as BridgeError;
+pub use bridge::{Error as BridgeError, veth_name};
 pub use cni::Error as CniError;
 pub use connect::connect;
 pub use pod::{Attachment, AttachmentKind, Dns, NotReady, PodNetwork, PortMapping, Protocol};

@@ -17,7 +17,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::pods::PodRow;
 use crate::kind::{HasKind, Kind};
@@ -95,6 +95,31 @@ impl Store {
         })
     }
 
+    /// Opens records that are there to look at them: nothing is made or migrated, and
+    /// a berthd that runs on them goes on.
+    pub fn open_read_only(path: &Path) -> Result<Store, Error> {
+        let open = |source| Error::Open {
+            path: path.into(),
+            source,
+        };
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags).map_err(open)?;
+        connection
+            .execute_batch("PRAGMA busy_timeout = 5000")
+            .map_err(open)?;
+        let (found, known) = versions(&connection).map_err(open)?;
+        if found != known {
+            return Err(Error::Newer {
+                path: path.into(),
+                found,
+                known,
+            });
+        }
+        Ok(Store {
+            connection: Mutex::new(connection),
+        })
+    }
+
     fn connection(&self) -> MutexGuard<'_, Connection> {
         // A panic inside a transaction rolled it back: the connection is sound.
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
@@ -145,15 +170,18 @@ fn transact<T>(
     Ok(value)
 }
 
+/// The version of the file, and ours.
+fn versions(connection: &Connection) -> rusqlite::Result<(i64, i64)> {
+    let found = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    Ok((found, i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX)))
+}
+
 fn migrate(path: &Path, connection: &mut Connection) -> Result<(), Error> {
     let open = |source| Error::Open {
         path: path.into(),
         source,
     };
-    let found: i64 = connection
-        .query_row("PRAGMA user_version", [], |row| row.get(0))
-        .map_err(open)?;
-    let known = i64::try_from(MIGRATIONS.len()).unwrap_or(i64::MAX);
+    let (found, known) = versions(connection).map_err(open)?;
     if found > known || found < 0 {
         return Err(Error::Newer {
             path: path.into(),
@@ -187,6 +215,20 @@ mod tests {
         let before = std::fs::read(&path).unwrap();
         assert!(matches!(Store::open(&path), Err(Error::Newer { found: 99, .. })));
         assert_eq!(before, std::fs::read(&path).unwrap());
+    }
+
+    #[test]
+    fn a_look_changes_nothing_and_sees_what_is_written_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("berth.db");
+        assert!(Store::open_read_only(&path).is_err());
+        assert!(!path.exists());
+        let store = Store::open(&path).unwrap();
+        let look = Store::open_read_only(&path).unwrap();
+        store.put_setting("k", "v").unwrap();
+        let read = |c: &Connection| c.query_row("SELECT value FROM settings", [], |r| r.get::<_, String>(0));
+        assert_eq!(look.read("look", read).unwrap(), "v");
+        assert!(look.put_setting("k", "w").is_err());
     }
 
     #[test]
