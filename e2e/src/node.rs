@@ -27,6 +27,7 @@ pub struct Node {
     files: Option<std::collections::BTreeSet<String>>,
     process: Option<Child>,
     peer: Option<String>,
+    environment: Vec<(String, String)>,
     finished: bool,
 }
 
@@ -84,8 +85,14 @@ impl Node {
             files: None,
             process: None,
             peer: env::var("E2E_PEER").ok(),
+            environment: Vec::new(),
             finished: false,
         })
+    }
+
+    /// A variable in the environment of the berthd that is launched next.
+    pub fn set_variable(&mut self, name: &str, value: &str) {
+        self.environment.push((name.into(), value.into()));
     }
 
     /// Starts berthd, for the first time or again, and waits until it answers.
@@ -107,6 +114,7 @@ impl Node {
             .arg(self.state())
             .arg("--address")
             .arg(self.address())
+            .envs(self.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

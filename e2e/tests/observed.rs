@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::net::{UnixDatagram, UnixStream},
     path::Path,
     process::{Command, Output},
     time::{Duration, Instant},
@@ -314,4 +314,29 @@ async fn why_shows_where_the_time_went() -> Result {
 
 fn steps(info: &std::collections::HashMap<String, String>) -> Result<Vec<serde_json::Value>> {
     Ok(serde_json::from_str(info.get("timeline").context("a timeline")?)?)
+}
+
+#[tokio::test]
+async fn the_watchdog_is_fed() -> Result {
+    let mut node = Node::prepare("")?;
+    if node.is_peer() {
+        eprintln!("skipped: another server has another watchdog");
+        return node.finish().await;
+    }
+    let path = node.path().join("notify.sock");
+    let socket = UnixDatagram::bind(&path)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    node.set_variable("NOTIFY_SOCKET", &path.to_string_lossy());
+    node.set_variable("WATCHDOG_USEC", "300000");
+    node.launch().await?;
+    let mut said = Vec::new();
+    while said.iter().filter(|word| *word == "WATCHDOG=1").count() < 3 {
+        let mut bytes = [0; 512];
+        let length = socket
+            .recv(&mut bytes)
+            .with_context(|| format!("heard {said:?}"))?;
+        said.extend(text(&bytes[..length]).lines().map(str::to_owned));
+    }
+    assert_eq!(said[0], "READY=1");
+    node.finish().await
 }

@@ -254,6 +254,8 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
         )
         .await
     });
+    let own = socket.clone();
+    tokio::spawn(async move { cri::feed_watchdog(&own).await });
     tokio::select! {
         ended = &mut serving => return Ok(ended??),
         () = signals.shutdown(&mut reload) => {}

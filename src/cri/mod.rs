@@ -59,6 +59,7 @@ pub mod server;
 mod status;
 mod stream_lists;
 mod streaming;
+mod watchdog;
 
 pub use self::{
     error::Error,
@@ -70,4 +71,5 @@ pub use self::{
     runtime_service::RuntimeApi,
     scrape::page,
     streaming::Streams,
+    watchdog::feed as feed_watchdog,
 };
