@@ -277,6 +277,9 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
         );
     }
     let _ = fs::remove_file(&socket);
+    if let Ok(Some(Place::Unix(path))) = node.config.metrics.place() {
+        let _ = fs::remove_file(path);
+    }
     Ok(())
 }
 

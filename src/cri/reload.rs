@@ -30,18 +30,16 @@ impl Reload {
             .config;
         let mut next = self.config.clone();
         next.adopt(&new);
-        // The filter was found right with the rest: what fails here failed before
-        // anything was changed.
         self.images.configure(&next).map_err(|e| e.to_string())?;
+        // Found right with the rest, before anything was changed.
+        self.log.set(&next.log.level)?;
         let changed = self.config.changes(&next);
         let restart = next.changes(&new);
-        // Said under both filters' ears: a stricter one would hide it.
+        self.config = next;
         tracing::info!(?changed, "the configuration is reloaded");
         if !restart.is_empty() {
             tracing::warn!(keys = ?restart, "these changes need a restart of berthd");
         }
-        self.log.set(&next.log.level)?;
-        self.config = next;
         Ok(())
     }
 }
