@@ -148,10 +148,12 @@ pub struct Metrics {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Cgroup {
-    /// "auto" or "cgroupfs".
+    /// "cgroupfs", "systemd", or "auto": systemd where it is process 1 and cgroup v2
+    /// is alone, else cgroupfs.
     pub driver: String,
-    /// Parent of the cgroups of pods that name none. Empty: "/berth", or a name
-    /// made from the state folder when that is not the default one.
+    /// Parent of the cgroups of pods that name none: a path, or with systemd a slice.
+    /// Empty: "/berth" or "berth.slice", or a name made from the state folder when
+    /// that is not the default one.
     pub parent: String,
 }
 

@@ -20,9 +20,6 @@ pub struct Instance {
     pub bridge: String,
     /// The nftables table (family inet), named as the instance.
     pub table: String,
-    /// Parent of the cgroups of pods that name none: "/berth" or "/berth-" and
-    /// the digits.
-    pub cgroup_parent: String,
     /// The digest the digits are from: whatever else has to differ between
     /// instances but stay the same for one is drawn from it.
     pub seed: [u8; 32],
@@ -48,7 +45,6 @@ impl Instance {
                 format!("br-{digits}")
             },
             table: name.clone(),
-            cgroup_parent: format!("/{name}"),
             name,
             seed,
         }
@@ -79,7 +75,6 @@ mod tests {
             let instance = Instance::of(Path::new(path));
             assert_eq!(instance.bridge, "berth0", "{path}");
             assert_eq!(instance.table, "berth");
-            assert_eq!(instance.cgroup_parent, "/berth");
             assert!(instance.is_default());
         }
     }
@@ -95,7 +90,6 @@ mod tests {
             "{}",
             a.bridge
         );
-        assert_eq!(a.cgroup_parent, format!("/{}", a.table));
         assert!(!a.is_default());
     }
 }

@@ -10,6 +10,7 @@ use super::{Error, Subject, Thing, records::Records};
 use crate::{
     cgroup::{Hierarchy, Layout},
     instance::Instance,
+    runtime::cgroup_driver,
 };
 
 /// The folders of all cgroups of the machine, by their path below the root of each
@@ -75,27 +76,22 @@ struct Owners {
     owned: BTreeMap<String, String>,
     /// Parents of recorded pods, with what is above them.
     above: BTreeSet<String>,
-    /// The parent of pods that name none; all that is below it is ours.
-    own: String,
-    /// Nobody else would make a cgroup of that name.
+    /// The parents of pods that name none, by each driver; all that is below is ours.
+    own: Vec<String>,
+    /// Nobody else would make a cgroup of such a name.
     named_by_us: bool,
 }
 
 impl Owners {
     fn of(subject: &Subject, instance: &Instance, records: &Records) -> Owners {
-        let configured = subject.config.cgroup.parent.trim_matches('/');
-        let own = if configured.is_empty() {
-            instance.cgroup_parent.clone()
-        } else {
-            format!("/{configured}")
-        };
+        let configured = subject.config.cgroup.parent.as_str();
         let mut owned = BTreeMap::new();
         let mut above = BTreeSet::new();
         for (id, sandbox) in &records.sandboxes {
             let owner = format!("sandbox {id}");
             let parent = sandbox.cgroup_parent.trim_end_matches('/');
             if sandbox.init {
-                owned.insert(format!("{parent}/{id}"), owner.clone());
+                owned.insert(cgroup_driver::path(parent, id), owner.clone());
             }
             for made in &sandbox.cgroups_made {
                 owned.insert(made.clone(), owner.clone());
@@ -111,7 +107,7 @@ impl Owners {
         Owners {
             owned,
             above,
-            own,
+            own: cgroup_driver::own_parents(configured, &instance.name),
             named_by_us: configured.is_empty(),
         }
     }
@@ -134,9 +130,9 @@ impl Owners {
         if of_object.into_iter().any(inside) {
             return Verdict::Others;
         }
-        let an_id = name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit());
-        let below_own = inside(&self.own);
-        if below_own || (path == self.own && self.named_by_us) || (an_id && self.above.contains(parent)) {
+        let below_own = self.own.iter().any(inside);
+        let own = self.named_by_us && self.own.iter().any(|own| own == path);
+        if below_own || own || (cgroup_driver::is_of_container(name) && self.above.contains(parent)) {
             return Verdict::Orphan;
         }
         Verdict::Others
@@ -158,8 +154,8 @@ mod tests {
                 ("/berth/c".to_owned(), "container c".to_owned()),
             ]
             .into(),
-            above: ["/kubepods", pod, "/berth"].map(str::to_owned).into(),
-            own: "/berth".into(),
+            above: ["/kubepods", pod, "/berth", "/a.slice"].map(str::to_owned).into(),
+            own: ["/berth", "/berth.slice"].map(str::to_owned).into(),
             named_by_us: true,
         };
         let owned = |path: &str, owner: &str| {
@@ -174,10 +170,17 @@ mod tests {
             "/system.slice",
             "/berth/c/exec-1",
             "/berth-other/x",
+            "/a.slice/other.scope",
         ] {
             assert_eq!(owners.verdict(others), Verdict::Others, "{others}");
         }
-        for orphan in [&format!("{pod}/{}", id('b')), "/berth/d", "/berth/d/e"] {
+        for orphan in [
+            &format!("{pod}/{}", id('b')),
+            "/berth/d",
+            "/berth/d/e",
+            "/berth.slice",
+            &format!("/a.slice/berth-{}.scope", id('b')),
+        ] {
             assert_eq!(owners.verdict(orphan), Verdict::Orphan, "{orphan}");
         }
     }

@@ -19,7 +19,7 @@ use berth::{
     instance::Instance,
     network::Network,
     pod::Pods,
-    runtime::ShimBinary,
+    runtime::{CgroupDriver, ShimBinary},
     spec::Host,
     store::Store,
     stream::Server,
@@ -195,6 +195,8 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
             "berthd lacks CAP_SYS_RESOURCE: a lower oom_score_adj of a pod is raised to this"
         );
     }
+    let cgroup = &config.cgroup;
+    let cgroups = CgroupDriver::choose(&cgroup.driver, &cgroup.parent, &instance.name).await?;
     let group = config.grpc.group;
     let mut reload = Reload {
         path: flags.config().to_owned(),
@@ -213,6 +215,7 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
         shim,
         host,
         pods: Pods::default(),
+        cgroups,
         cgroup_parents: Default::default(),
         events: Default::default(),
         operations: Arc::default(),

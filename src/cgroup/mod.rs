@@ -4,7 +4,7 @@
 //! A [`Cgroup`] is a path below the root of every hierarchy. Plain files, no D-Bus:
 //! systemd's part is in the agent.
 
-mod convert;
+pub mod convert;
 mod device_bpf;
 mod files;
 mod kill;
@@ -27,7 +27,7 @@ use rustix::io::Errno;
 use crate::proto::plan::Resources;
 
 pub use layout::{Hierarchy, Layout};
-pub use tree::{missing, remove_empty_parents};
+pub use tree::{is_unused, missing, remove_empty_parents};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -57,6 +57,8 @@ pub enum Error {
     Value { cgroup: String, reason: String },
     #[error("cgroup {cgroup} has processes of somebody else ({pids:?}); a new container needs an empty one")]
     InUse { cgroup: String, pids: Vec<i32> },
+    #[error("cgroup {cgroup} is not there: systemd has ended its scope, see `journalctl`")]
+    Gone { cgroup: String },
     #[error("device program for cgroup {cgroup}: {step}: {errno}")]
     DeviceProgram {
         cgroup: String,
@@ -82,6 +84,8 @@ pub struct Cgroup {
     /// The v2 folder, for CLONE_INTO_CGROUP.
     unified: Option<OwnedFd>,
     parents_made: Vec<String>,
+    /// The folder itself is systemd's.
+    delegated: bool,
 }
 
 impl Cgroup {
@@ -105,6 +109,27 @@ impl Cgroup {
         })
     }
 
+    /// Takes a scope that systemd has made and delegated: what is below it is ours, and
+    /// it has a process already that keeps it there.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] when it is not there.
+    pub fn adopt(path: &str) -> Result<Self> {
+        let hierarchies = Layout::detect()?.hierarchies.clone();
+        tree::check_path(path)?;
+        tree::enable_above(path, &hierarchies)?;
+        let opened = Self::open_in(path, hierarchies)?;
+        if opened.unified.is_none() {
+            return Err(Error::Gone {
+                cgroup: path.to_owned(),
+            });
+        }
+        Ok(Self {
+            delegated: true,
+            ..opened
+        })
+    }
+
     /// A handle of a cgroup that exists, or that may be gone already: it can be killed, read and removed.
     ///
     /// # Errors
@@ -124,6 +149,7 @@ impl Cgroup {
             hierarchies,
             unified,
             parents_made: Vec::new(),
+            delegated: false,
         })
     }
 
@@ -282,11 +308,15 @@ impl Cgroup {
     }
 
     /// Removes it and all below it. Waits a short while for the last processes to be
-    /// gone; what is gone already is no error.
+    /// gone; what is gone already is no error. Of an adopted one only what is below it:
+    /// systemd would not hear that a scope is empty whose folder is gone.
     ///
     /// # Errors
     /// The folder that stays, with its errno.
     pub fn remove(&self) -> Result<()> {
+        if self.delegated {
+            return tree::remove_children(&self.path, &self.hierarchies);
+        }
         tree::remove(&self.path, &self.hierarchies)
     }
 

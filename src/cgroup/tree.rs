@@ -135,6 +135,17 @@ fn prepare(hierarchy: &Hierarchy, above: &str, path: &str) -> Result<()> {
     }
 }
 
+/// v2: has all controllers given on down to a cgroup that somebody else has made.
+/// systemd does so for those that it knows, which huge pages are not of.
+pub fn enable_above(path: &str, hierarchies: &[Hierarchy]) -> Result<()> {
+    for hierarchy in hierarchies.iter().filter(|h| h.is_v2()) {
+        for above in std::iter::once("/").chain(parents(path)) {
+            enable_controllers(hierarchy, above)?;
+        }
+    }
+    Ok(())
+}
+
 /// v2: what the parent has is given on to its children. One at a time, and without
 /// insisting: a controller that cannot be enabled is missed when a limit needs it.
 fn enable_controllers(hierarchy: &Hierarchy, above: &str) -> Result<()> {
@@ -168,6 +179,17 @@ pub fn remove(path: &str, hierarchies: &[Hierarchy]) -> Result<()> {
     let mut result = Ok(());
     for hierarchy in hierarchies {
         result = result.and(remove_folder(&hierarchy.folder(path)));
+    }
+    result
+}
+
+/// Removes what is below the cgroup, and leaves itself.
+pub fn remove_children(path: &str, hierarchies: &[Hierarchy]) -> Result<()> {
+    let mut result = Ok(());
+    for hierarchy in hierarchies {
+        for child in children(&hierarchy.folder(path))? {
+            result = result.and(remove_folder(&child));
+        }
     }
     result
 }
@@ -216,6 +238,26 @@ pub fn missing(path: &str) -> Result<Vec<String>> {
     let all = ends.map(|end| &path[..end]);
     let missing = all.filter(|part| layout.hierarchies.iter().any(|h| !h.folder(part).exists()));
     Ok(missing.map(str::to_owned).collect())
+}
+
+/// Whether the cgroup is there and has neither processes nor cgroups below it.
+#[must_use]
+pub fn is_unused(path: &str) -> bool {
+    let Ok(layout) = Layout::detect() else {
+        return false;
+    };
+    let mut found = false;
+    for folder in layout.hierarchies.iter().map(|h| h.folder(path)) {
+        let mut pids = Vec::new();
+        if !matches!(children(&folder), Ok(below) if below.is_empty())
+            || collect_pids(&folder, &mut pids).is_err()
+            || !pids.is_empty()
+        {
+            return false;
+        }
+        found |= folder.exists();
+    }
+    found && check_path(path).is_ok()
 }
 
 /// Removes those of `parents` (as [`super::Cgroup::parents_made`] named them) that are empty, innermost

@@ -45,17 +45,11 @@ impl Config {
     pub(super) fn check(&self) -> Result<(), (String, String)> {
         let wrong = |key: &str, message: String| Err((key.to_owned(), message));
         match self.cgroup.driver.as_str() {
-            "auto" | "cgroupfs" => {}
-            "systemd" => {
-                return wrong(
-                    "cgroup.driver",
-                    "the systemd driver is not there yet; use \"cgroupfs\"".into(),
-                );
-            }
+            "auto" | "cgroupfs" | "systemd" => {}
             other => {
                 return wrong(
                     "cgroup.driver",
-                    format!("{other:?} is neither \"auto\" nor \"cgroupfs\""),
+                    format!("{other:?} is none of \"auto\", \"cgroupfs\" and \"systemd\""),
                 );
             }
         }

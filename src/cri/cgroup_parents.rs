@@ -1,10 +1,10 @@
 //! Cgroups above those of the containers: the kubelet makes its own, but a parent
-//! that nobody made is made by the shim, and then it is ours to remove.
+//! that nobody made is made by the shim or by systemd, and then it is ours to remove.
 //!
 //! Several pods may share such a parent. Each sandbox records those that it
 //! counts on being ours; the last one that leaves removes them.
 
-use std::sync::{Mutex, PoisonError};
+use tokio::sync::Mutex;
 
 use super::{error::Error, node::Node};
 use crate::{cgroup, pod::Sandbox};
@@ -15,12 +15,8 @@ use crate::{cgroup, pod::Sandbox};
 pub struct CgroupParents(Mutex<()>);
 
 /// Records which of the sandbox's parents are missing, or were made for another pod.
-pub fn claim(node: &Node, sandbox: &Sandbox) -> Result<(), Error> {
-    let _decide = node
-        .cgroup_parents
-        .0
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+pub async fn claim(node: &Node, sandbox: &Sandbox) -> Result<(), Error> {
+    let _decide = node.cgroup_parents.0.lock().await;
     let missing = cgroup::missing(&sandbox.record().cgroup_parent).map_err(|e| Error::Left {
         what: "sandbox",
         id: sandbox.id.clone(),
@@ -45,17 +41,13 @@ fn claimed(node: &Node, path: &String) -> bool {
 }
 
 /// Forgets the sandbox, and removes the parents that nobody else counts on.
-pub fn leave(node: &Node, sandbox: &Sandbox) -> Result<(), Error> {
-    let _decide = node
-        .cgroup_parents
-        .0
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
+pub async fn leave(node: &Node, sandbox: &Sandbox) -> Result<(), Error> {
+    let _decide = node.cgroup_parents.0.lock().await;
     let mut ours = sandbox.record().cgroups_made;
     node.store.delete_sandbox(&sandbox.id)?;
     node.pods.forget_sandbox(&sandbox.id);
     ours.retain(|path| !claimed(node, path));
-    cgroup::remove_empty_parents(&ours);
+    node.cgroups.remove_parents(&ours).await;
     Ok(())
 }
 

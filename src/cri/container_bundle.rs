@@ -10,9 +10,9 @@ use std::{
 
 use super::{
     bundle,
-    container_create::PidNamespaces,
     error::{Context, Error, io},
     node::Node,
+    pid_namespaces::PidNamespaces,
     sandbox_files,
 };
 use crate::{
@@ -72,6 +72,7 @@ impl Bundle {
             |path: &str| view::read_file(&self.layers, path, USER_FILE_LIMIT).map_err(std::io::Error::other);
         let inputs = spec::Inputs {
             id,
+            cgroup: &self.container.record().cgroup,
             sandbox: &sandbox,
             request: &config,
             image: &image_view(&self.image, &config),
@@ -146,7 +147,6 @@ impl Bundle {
             hostname_file: Some(sandbox_files::hostname(&folder)),
             hosts: Some(sandbox_files::hosts(&folder)),
             selinux_level: record.selinux_level,
-            cgroup_parent: record.cgroup_parent,
         })
     }
 }

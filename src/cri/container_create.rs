@@ -11,7 +11,7 @@ use super::{
     container_events, container_exit, container_remove,
     error::{Context, Error, io},
     node::Node,
-    sandbox_init,
+    pid_namespaces::PidNamespaces,
 };
 use crate::{
     image::Image,
@@ -20,8 +20,8 @@ use crate::{
         Container, ContainerEvent, ContainerRecord, ContainerState, Sandbox, SandboxState, Stage, Step,
         Timeline, new_id, now,
     },
-    proto::cri::{self, ContainerEventType, NamespaceMode},
-    runtime::Shim,
+    proto::cri::{self, ContainerEventType},
+    runtime::{Shim, cgroup_driver},
     spec,
 };
 
@@ -134,7 +134,7 @@ async fn make(
         uid: 0,
         gid: 0,
         groups: Vec::new(),
-        cgroup: sandbox_init::spec_cgroup(&sandbox.record().cgroup_parent, &id),
+        cgroup: cgroup_driver::path(&sandbox.record().cgroup_parent, &id),
         pid: 0,
         resources: None,
         timeline: Timeline::default(),
@@ -209,7 +209,7 @@ async fn acquire(
     let id = container.id.as_str();
     stage.set("find the pid namespace");
     let config = container.config();
-    let namespaces = pid_namespaces(node, sandbox, &config).await?;
+    let namespaces = PidNamespaces::find(node, sandbox, &config).await?;
     stage.set("make the bundle");
     let layers = node
         .images
@@ -259,13 +259,18 @@ async fn acquire(
     for warning in &built.warnings {
         tracing::warn!(container = %id, warning);
     }
-    stage.set("make the init");
     let init = Step::begin("init");
-    let pid = match shim
-        .create(&built.plan, &bundle)
-        .await
-        .step("container", id, "make the init")
-    {
+    let made = async {
+        stage.set("make the scope");
+        let limits = built.plan.cgroup.as_ref().and_then(|c| c.resources.as_ref());
+        let path = container.record().cgroup;
+        let scope = node.cgroups.make(&node.shim, &path, limits).await;
+        let _hold = scope.step("container", id, "make its scope")?;
+        stage.set("make the init");
+        let made = shim.create(&built.plan, &bundle).await;
+        made.step("container", id, "make the init")
+    };
+    let pid = match made.await {
         Ok(pid) => pid,
         Err(error) => {
             discard(&shim, id).await;
@@ -299,53 +304,5 @@ async fn acquire(
 async fn discard(shim: &Shim, id: &str) {
     if let Err(error) = shim.delete().await {
         tracing::debug!(container = %id, %error, "end the shim");
-    }
-}
-
-/// PID namespaces that a container may join.
-#[derive(Debug, Default)]
-pub struct PidNamespaces {
-    pub shared: Option<PathBuf>,
-    pub target: Option<PathBuf>,
-}
-
-async fn pid_namespaces(
-    node: &Arc<Node>,
-    sandbox: &Arc<Sandbox>,
-    config: &cri::ContainerConfig,
-) -> Result<PidNamespaces, Error> {
-    let own = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
-    let pod = sandbox.config();
-    let pod = pod.linux.as_ref().and_then(|l| l.security_context.as_ref());
-    // A request without options has those of its sandbox, as in `spec`.
-    let options = own
-        .and_then(|s| s.namespace_options.clone())
-        .or_else(|| pod.and_then(|s| s.namespace_options.clone()))
-        .unwrap_or_default();
-    match options.pid() {
-        NamespaceMode::Pod => Ok(PidNamespaces {
-            shared: Some(sandbox_init::ensure(node, sandbox).await?),
-            target: None,
-        }),
-        NamespaceMode::Target => {
-            let target = node.pods.container(&options.target_id)?;
-            let pid = target.record().pid;
-            if target.sandbox != sandbox.id || target.state() != ContainerState::Running || pid == 0 {
-                return Err(Error::Wrong {
-                    what: "container",
-                    id: options.target_id,
-                    kind: Kind::FailedPrecondition,
-                    message: format!(
-                        "cannot be the target of a pid namespace: it must run in sandbox {}",
-                        sandbox.id
-                    ),
-                });
-            }
-            Ok(PidNamespaces {
-                shared: None,
-                target: Some(format!("/proc/{pid}/ns/pid").into()),
-            })
-        }
-        NamespaceMode::Container | NamespaceMode::Node => Ok(PidNamespaces::default()),
     }
 }

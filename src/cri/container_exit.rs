@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{container_events, node::Node, sandbox_init::remove_cgroup};
+use super::{container_events, node::Node};
 use crate::{
     pod::{Container, Exit, now},
     proto::{cri::ContainerEventType, plan::ExitRecord},
@@ -21,7 +21,7 @@ pub fn watch(node: &Arc<Node>, container: &Arc<Container>, shim: Shim) {
     tokio::spawn(async move {
         let exit = match shim.wait().await {
             Ok(record) => from_record(&record),
-            Err(error) => vanished(&container, &error.to_string()).await,
+            Err(error) => vanished(&node, &container, &error.to_string()).await,
         };
         container.set_shim(None);
         settle(&node, &container, exit).await;
@@ -70,12 +70,10 @@ pub fn from_record(record: &ExitRecord) -> Exit {
 
 /// The shim died without a word: what it watched over is ended, for nobody reads
 /// its output any more.
-pub async fn vanished(container: &Container, why: &str) -> Exit {
+pub async fn vanished(node: &Node, container: &Container, why: &str) -> Exit {
     metrics().shims_lost.inc();
-    let path = container.record().cgroup;
-    let ended = tokio::task::spawn_blocking(move || remove_cgroup(&path)).await;
-    if let Ok(Err(error)) = ended {
-        tracing::error!(container = %container.id, error, "end what a dead shim left");
+    if let Err(error) = node.cgroups.remove(&container.record().cgroup).await {
+        tracing::error!(container = %container.id, %error, "end what a dead shim left");
     }
     Exit {
         code: 137,

@@ -8,7 +8,6 @@ use super::{
     container_stop,
     error::{Context, Error, io},
     node::Node,
-    sandbox_init::remove_cgroup,
 };
 use crate::{
     image::remove_all,
@@ -63,19 +62,13 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
     }
     container.set_shim(None);
     container_hooks::run(node, container, When::Removed).await;
-    let (path, bundle, layer) = (
-        container.record().cgroup,
-        node.paths.bundle(id),
-        node.paths.container(id),
-    );
+    node.cgroups
+        .remove(&container.record().cgroup)
+        .await
+        .step("container", id, "remove the cgroup")?;
+    let (bundle, layer) = (node.paths.bundle(id), node.paths.container(id));
     let (owned, images) = (container.id.clone(), node.images.clone());
     let gone = tokio::task::spawn_blocking(move || {
-        remove_cgroup(&path).map_err(|message| Error::Left {
-            what: "container",
-            id: owned.clone(),
-            step: "remove the cgroup",
-            message,
-        })?;
         bundle::unmount_layers(&bundle, &owned)?;
         for folder in [bundle, layer] {
             remove_all(&folder).map_err(io("container", &owned, "remove folder", &folder))?;

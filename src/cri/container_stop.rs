@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{error::Error, node::Node, sandbox_init::remove_cgroup};
+use super::{error::Error, node::Node};
 use crate::{
     kind::Kind,
     pod::{self, Container, ContainerState},
@@ -73,15 +73,14 @@ pub async fn kill(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Er
     }
     // The shim hangs or is gone: past it, through the kernel.
     let path = container.record().cgroup;
-    let ended = tokio::task::spawn_blocking(move || remove_cgroup(&path)).await;
+    let ended = node.cgroups.remove(&path).await;
     if tokio::time::timeout(PATIENCE, container.ended()).await.is_ok() {
         return Ok(());
     }
     let why = match ended {
-        Ok(Err(message)) => message,
-        _ => "its shim does not report the end".into(),
+        Err(error) => error.to_string(),
+        Ok(()) => "its shim does not report the end".into(),
     };
-    let _ = node;
     Err(Error::Wrong {
         what: "container",
         id: container.id.clone(),

@@ -57,6 +57,12 @@ async fn apply(node: &Node, container: &Container, asked: LinuxContainerResource
     shim.update(&update.limits)
         .await
         .step("container", id, "update resources")?;
+    // What it holds in all: systemd has quota and period as one.
+    let limits = spec::limits(&spec).step("container", id, "update resources")?;
+    node.cgroups
+        .update(&container.record().cgroup, &limits)
+        .await
+        .step("container", id, "tell systemd of its limits")?;
     if let Some(score) = update.oom_score_adj {
         set_oom_score(&container.record().cgroup, score, id)?;
     }

@@ -9,13 +9,13 @@ use super::{
     metric_descriptors as m,
     metric_values::{Subject, Values},
     node::Node,
-    sandbox_init::spec_cgroup,
     sandbox_stats::{counters, own_cgroup},
 };
 use crate::{
     cgroup::{Cgroup, stats::Detail},
     pod::{Container, ContainerState, Sandbox, SandboxState, now},
     proto::cri,
+    runtime::cgroup_driver,
 };
 
 /// Of all ready pods, the newest first.
@@ -61,7 +61,7 @@ fn of_pod(node: &Node, sandbox: &Sandbox, disks: &mut Disks) -> cri::PodSandboxM
         Ok(links) => {
             // cAdvisor has them at the container that held the namespace.
             let subject = Subject {
-                id: spec_cgroup(&sandbox.record().cgroup_parent, &sandbox.id),
+                id: cgroup_driver::path(&sandbox.record().cgroup_parent, &sandbox.id),
                 name: sandbox.id.clone(),
                 ..pod.clone()
             };

@@ -37,6 +37,7 @@ mod metrics;
 mod network_upkeep;
 mod node;
 mod observe;
+mod pid_namespaces;
 mod recover;
 mod reload;
 mod request_json;

@@ -13,7 +13,7 @@ use crate::{
     kind::Kind,
     network::Network,
     pod::{Events, Operations, Pods, Stage},
-    runtime::ShimBinary,
+    runtime::{CgroupDriver, ShimBinary},
     spec::Host,
     store::Store,
 };
@@ -61,6 +61,8 @@ pub struct Node {
     /// What this machine can do, found once.
     pub host: Host,
     pub pods: Pods,
+    /// Who makes the cgroups of containers.
+    pub cgroups: CgroupDriver,
     pub cgroup_parents: CgroupParents,
     /// What GetContainerEvents hears.
     pub events: Events,
@@ -110,16 +112,5 @@ impl Node {
         } else {
             name
         }
-    }
-
-    /// The cgroup below which the containers of a pod are made.
-    pub fn cgroup_parent(&self, asked: &str) -> String {
-        let configured = &self.config.cgroup.parent;
-        let parent = match (asked, configured.as_str()) {
-            ("", "") => &self.instance.cgroup_parent,
-            ("", configured) => configured,
-            (asked, _) => asked,
-        };
-        format!("/{}", parent.trim_matches('/'))
     }
 }

@@ -91,7 +91,7 @@ async fn resume(node: &Arc<Node>, container: &Arc<Container>) {
         Ok(Err(error)) => {
             let exit = match read_exit(&bundle) {
                 Ok(Some(record)) => container_exit::from_record(&record),
-                _ => container_exit::vanished(container, &error.to_string()).await,
+                _ => container_exit::vanished(node, container, &error.to_string()).await,
             };
             container_exit::settle(node, container, exit).await;
         }
@@ -102,7 +102,7 @@ async fn resume(node: &Arc<Node>, container: &Arc<Container>) {
                 match Shim::connect(&container.id, &bundle).await {
                     Ok(shim) => container_exit::watch(&node, &container, shim),
                     Err(error) => {
-                        let exit = container_exit::vanished(&container, &error.to_string()).await;
+                        let exit = container_exit::vanished(&node, &container, &error.to_string()).await;
                         container_exit::settle(&node, &container, exit).await;
                     }
                 }

@@ -5,11 +5,15 @@ use super::{
     error::{Context, Error},
     node::Node,
 };
-use crate::proto::cri;
+use crate::{proto::cri, runtime::cgroup_driver::Driver};
 
 /// The cgroup driver: the kubelet uses the same one.
-pub fn config(_: &Node, _: &cri::RuntimeConfigRequest) -> Result<cri::RuntimeConfigResponse, Error> {
-    let cgroup_driver = cri::CgroupDriver::Cgroupfs as i32;
+pub fn config(node: &Node, _: &cri::RuntimeConfigRequest) -> Result<cri::RuntimeConfigResponse, Error> {
+    let cgroup_driver = match node.cgroups.driver() {
+        Driver::Cgroupfs => cri::CgroupDriver::Cgroupfs,
+        Driver::Systemd => cri::CgroupDriver::Systemd,
+    };
+    let cgroup_driver = cgroup_driver.into();
     Ok(cri::RuntimeConfigResponse {
         linux: Some(cri::LinuxRuntimeConfiguration { cgroup_driver }),
     })

@@ -14,10 +14,9 @@ use super::{
     node::Node,
 };
 use crate::{
-    cgroup::Cgroup,
     image::remove_all,
     pod::Sandbox,
-    runtime::{self, Shim},
+    runtime::{self, Shim, cgroup_driver},
     spec,
 };
 
@@ -68,18 +67,25 @@ async fn launch(node: &Node, sandbox: &Sandbox, bundle: &Path) -> Result<(Shim, 
     };
     let (net, ipc, uts) = (path("net"), path("ipc"), path("uts"));
     let user = user_namespace(node, sandbox)?;
+    let cgroup = cgroup_driver::path(&record.cgroup_parent, id);
     let init = spec::SandboxInit {
         id,
         user: user.as_ref(),
         net_ns: net.as_deref(),
         ipc_ns: ipc.as_deref(),
         uts_ns: uts.as_deref(),
-        cgroup_parent: &record.cgroup_parent,
+        cgroup: &cgroup,
     };
     let plan = spec::sandbox_plan(&init, &node.host).step("sandbox", id, "plan the init")?;
     let shim = Shim::spawn(&node.shim, id, bundle)
         .await
         .step("sandbox", id, "start the shim of the init")?;
+    let limits = plan.cgroup.as_ref().and_then(|cgroup| cgroup.resources.as_ref());
+    let _hold = node.cgroups.make(&node.shim, &cgroup, limits).await.step(
+        "sandbox",
+        id,
+        "make the scope of the init",
+    )?;
     shim.create(&plan, bundle)
         .await
         .step("sandbox", id, "make the init")?;
@@ -145,28 +151,12 @@ pub async fn end(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> 
     {
         tracing::debug!(sandbox = %id, %error, "delete the init");
     }
-    let path = spec_cgroup(&record.cgroup_parent, id);
-    let gone = tokio::task::spawn_blocking(move || remove_cgroup(&path)).await;
-    let gone = gone.map_err(|e| e.to_string()).and_then(|done| done);
-    gone.map_err(|message| Error::Left {
-        what: "sandbox",
-        id: id.into(),
-        step: "end the init",
-        message,
-    })?;
+    let path = cgroup_driver::path(&record.cgroup_parent, id);
+    node.cgroups
+        .remove(&path)
+        .await
+        .step("sandbox", id, "remove the cgroup of the init")?;
     remove_all(&bundle).map_err(io("sandbox", id, "remove folder", &bundle))?;
     sandbox.update(&node.store, |record| record.init = false)?;
     Ok(())
-}
-
-/// The cgroup of a container, or of an init, below its pod's.
-pub fn spec_cgroup(parent: &str, id: &str) -> String {
-    format!("{}/{id}", parent.trim_end_matches('/'))
-}
-
-/// Kills what is in a cgroup, and removes it. Idempotent; blocks.
-pub fn remove_cgroup(path: &str) -> Result<(), String> {
-    let cgroup = Cgroup::open(path).map_err(|e| e.to_string())?;
-    cgroup.kill().map_err(|e| e.to_string())?;
-    cgroup.remove().map_err(|e| e.to_string())
 }

@@ -66,7 +66,7 @@ pub async fn erase(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error
     let folder = node.paths.sandbox(&sandbox.id);
     remove_all(&folder).map_err(io("sandbox", &sandbox.id, "remove folder", &folder))?;
     let farewell = Farewell::of(node, sandbox);
-    cgroup_parents::leave(node, sandbox)?;
+    cgroup_parents::leave(node, sandbox).await?;
     farewell.tell(node, sandbox);
     tracing::info!(sandbox = %sandbox.id, name = %sandbox.name, "sandbox is removed");
     Ok(())

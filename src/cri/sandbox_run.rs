@@ -93,6 +93,8 @@ struct Asked {
     user: Option<Ranges>,
     sysctls: BTreeMap<String, String>,
     ports: Vec<PortMapping>,
+    /// A path.
+    cgroup_parent: String,
 }
 
 impl Asked {
@@ -122,12 +124,8 @@ impl Asked {
                 config.log_directory
             )));
         }
-        if linux.cgroup_parent.split('/').any(|part| part == "..") {
-            return Err(invalid(format!(
-                "cgroup_parent {:?} has a \"..\"",
-                linux.cgroup_parent
-            )));
-        }
+        let cgroup_parent = node.cgroups.parent(&linux.cgroup_parent);
+        let cgroup_parent = cgroup_parent.map_err(|error| invalid(error.to_string()))?;
         let ports = if own_network {
             ports(&config.port_mappings)?
         } else {
@@ -139,6 +137,7 @@ impl Asked {
             user,
             sysctls,
             ports,
+            cgroup_parent,
         })
     }
 }
@@ -256,7 +255,7 @@ async fn make(
         handler,
         namespaces,
         attachment: None,
-        cgroup_parent: node.cgroup_parent(&linux.cgroup_parent),
+        cgroup_parent: asked.cgroup_parent.clone(),
         cgroups_made: Vec::new(),
         init: false,
         hostname,
@@ -337,7 +336,7 @@ async fn acquire(
     let mut steps = vec![named];
     stage.set("look at the cgroup parent");
     let step = Step::begin("cgroup parent");
-    cgroup_parents::claim(node, sandbox)?;
+    cgroup_parents::claim(node, sandbox).await?;
     steps.push(step.end());
     stage.set("make namespaces");
     let step = Step::begin("namespaces");

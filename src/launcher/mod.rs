@@ -126,7 +126,11 @@ fn create_by(plan: &LaunchPlan, bundle: &Path, stdio: Stdio, way: Way) -> Result
         .cgroup
         .as_ref()
         .ok_or_else(|| Error::plan("cgroup", "it is missing"))?;
-    let cgroup = Cgroup::create(&wanted.path)?;
+    let cgroup = if wanted.delegated {
+        Cgroup::adopt(&wanted.path)?
+    } else {
+        Cgroup::create(&wanted.path)?
+    };
     let result = (|| {
         cgroup.apply(wanted.resources.as_ref().unwrap_or(&Resources::default()))?;
         let prepared = prepare::prepare(plan, checked, bundle, stdio, &cgroup, way).map_err(explain)?;

@@ -1,10 +1,12 @@
 //! berthd's side of the shims: starting one from a binary that nobody can change
 //! ([`shim_binary`]), calling it ([`shim_client`], [`ttrpc`]), and processes in
-//! running containers ([`exec`]), and their stdio ([`attach`]).
+//! running containers ([`exec`]), their stdio ([`attach`]), and who makes their
+//! cgroups ([`cgroup_driver`]).
 //!
 //! What must not be here: records, pods, anything of the CRI.
 
 pub mod attach;
+pub mod cgroup_driver;
 pub mod error;
 pub mod exec;
 pub mod shim_binary;
@@ -13,6 +15,7 @@ mod shim_process;
 pub mod ttrpc;
 
 pub use attach::{AttachIo, Attachment};
+pub use cgroup_driver::CgroupDriver;
 pub use error::Error;
 pub use exec::{Exec, ExecIo, ExecOutput, new_id as new_exec_id};
 pub use shim_binary::ShimBinary;

@@ -74,6 +74,8 @@ pub struct Task {
     own_pids: bool,
     /// What the cgroup had counted before the init ran.
     oom_kills: u64,
+    /// It has counted more since.
+    oom_killed: bool,
     pub output: Output,
     /// The slave of the init's terminal: while it is open here, a moment in which
     /// no process has the terminal open is not taken for the end of the output.
@@ -133,6 +135,7 @@ impl Task {
                 .iter()
                 .any(|ns| ns.kind() == Kind::Pid && ns.path.is_empty()),
             oom_kills,
+            oom_killed: false,
             output,
             terminal: None,
             attached,
@@ -199,6 +202,8 @@ impl Task {
             return;
         };
         self.state = stopped;
+        // At once: systemd removes a scope as soon as its last process has ended.
+        self.look_for_oom();
         self.exit = Some(Exit {
             code,
             at: clock::now(),
@@ -231,12 +236,12 @@ impl Task {
             self.pump(source);
             self.close(source);
         }
-        let oom_kills = self.init.cgroup.oom_kills().unwrap_or(0);
+        self.look_for_oom();
         let record = ExitRecord {
             code: exit.code,
             started_at: self.started_at,
             finished_at: exit.at,
-            oom_killed: oom_kills > self.oom_kills,
+            oom_killed: self.oom_killed,
             message: std::mem::take(&mut self.message),
         };
         if let Err(error) = exit::write(&self.bundle, &record) {
@@ -248,6 +253,10 @@ impl Task {
         self.record = Some(record);
         self.remove_cgroup();
         true
+    }
+
+    fn look_for_oom(&mut self) {
+        self.oom_killed |= self.init.cgroup.oom_kills().unwrap_or(0) > self.oom_kills;
     }
 
     /// When [`Task::settle`], or an exec, must be looked at again.

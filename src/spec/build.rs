@@ -83,7 +83,7 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
         .set_namespaces(Some(namespaces::namespaces(inputs)?))
         .set_devices(Some(devices.nodes))
         .set_resources(Some(limits))
-        .set_cgroups_path(Some(cgroup_path(&inputs.sandbox.cgroup_parent, inputs.id)?))
+        .set_cgroups_path(Some(inputs.cgroup.into()))
         .set_rootfs_propagation(mounts.rootfs_propagation.map(str::to_owned))
         .set_mount_label(Some(labels.mount).filter(|label| !label.is_empty()))
         .set_masked_paths(Some(masked))
@@ -195,23 +195,6 @@ fn check_privilege(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext
     Ok(())
 }
 
-/// The cgroup of a container below its pod's.
-fn cgroup_path(parent: &str, id: &str) -> Result<PathBuf, Error> {
-    let wrong = |message: &str| {
-        Err(Error::invalid(
-            "linux.cgroup_parent",
-            format!("{parent:?} {message}"),
-        ))
-    };
-    if parent.ends_with(".slice") {
-        return wrong("is a systemd slice, and the cgroupfs driver is used");
-    }
-    if !parent.starts_with('/') || parent.split('/').any(|part| part == "..") {
-        return wrong("is not an absolute path");
-    }
-    Ok(Path::new(&mounts::clean(parent)).join(id))
-}
-
 /// The annotations that hooks and handlers know from containerd.
 fn cri_annotations(inputs: &Inputs<'_>) -> Vec<(String, String)> {
     let (sandbox, request) = (inputs.sandbox, inputs.request);
@@ -276,7 +259,8 @@ pub fn sandbox_plan(sandbox: &SandboxInit<'_>, host: &Host) -> Result<wire::Laun
             ..Default::default()
         }),
         cgroup: Some(wire::Cgroup {
-            path: plan::text("cgroup", &cgroup_path(sandbox.cgroup_parent, sandbox.id)?)?,
+            path: sandbox.cgroup.to_owned(),
+            delegated: plan::is_scope(Path::new(sandbox.cgroup)),
             resources: Some(wire::Resources {
                 cpu_shares: Some(SANDBOX_CPU_SHARES),
                 ..Default::default()

@@ -59,7 +59,7 @@ pub use self::{
     host::Host,
     mounts::prepare_host_paths,
     plan::plan,
-    resources::{Update, resources, update_resources},
+    resources::{Update, limits, resources, update_resources},
     selinux::{Defaults as SelinuxDefaults, check_selinux, new_level, pod_label},
     signal::{parse_signal, signal_number, signal_of},
     user_namespace::user_ranges,
@@ -70,6 +70,8 @@ pub use self::{
 pub struct Inputs<'a> {
     /// The container's id, 64 hex digits.
     pub id: &'a str,
+    /// The container's cgroup below the root of each hierarchy: "/berth/pod1/ID".
+    pub cgroup: &'a str,
     pub sandbox: &'a SandboxView,
     pub request: &'a cri::ContainerConfig,
     pub image: &'a ImageView,
@@ -122,8 +124,6 @@ pub struct SandboxView {
     pub hosts: Option<PathBuf>,
     /// The SELinux level of the pod; empty without SELinux.
     pub selinux_level: String,
-    /// The pod's cgroup below the root of each hierarchy: "/berth/pod1".
-    pub cgroup_parent: String,
 }
 
 /// The user namespace of a pod.
@@ -222,7 +222,7 @@ pub struct SandboxInit<'a> {
     pub ipc_ns: Option<&'a Path>,
     pub uts_ns: Option<&'a Path>,
     pub user: Option<&'a UserNamespace>,
-    pub cgroup_parent: &'a str,
+    pub cgroup: &'a str,
 }
 
 /// The security context of a request.

@@ -49,6 +49,7 @@ pub fn plan(spec: &Spec, launch: &Launch<'_>) -> Result<wire::LaunchPlan, Error>
         cgroup: Some(wire::Cgroup {
             path: text("linux.cgroupsPath", cgroup)?,
             resources: limits,
+            delegated: is_scope(cgroup),
         }),
         masked_paths: linux.masked_paths().clone().unwrap_or_default(),
         readonly_paths: linux.readonly_paths().clone().unwrap_or_default(),
@@ -67,6 +68,11 @@ pub fn plan(spec: &Spec, launch: &Launch<'_>) -> Result<wire::LaunchPlan, Error>
         uids,
         gids,
     })
+}
+
+/// Scopes are made by systemd.
+pub(super) fn is_scope(cgroup: &Path) -> bool {
+    cgroup.extension().is_some_and(|kind| kind == "scope")
 }
 
 fn rootfs(spec: &Spec, linux: &Linux, launch: &Launch<'_>) -> Result<wire::Rootfs, Error> {

@@ -55,6 +55,13 @@ pub fn update_resources(
     Ok(update)
 }
 
+/// The limits that a spec has.
+pub fn limits(spec: &Spec) -> Result<wire::Resources, Error> {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    Ok(resources.map(plan).transpose()?.unwrap_or_default())
+}
+
 /// Replaces in `stored` what `changed` sets.
 fn merge(stored: &mut LinuxResources, changed: LinuxResources) {
     if let Some(new) = changed.cpu() {

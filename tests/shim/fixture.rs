@@ -97,6 +97,7 @@ impl Fixture {
             cgroup: Some(plan::Cgroup {
                 path: format!("/berth-shim-test-{}-{number}", std::process::id()),
                 resources: None,
+                delegated: false,
             }),
             log: Some(plan::Log {
                 path: log.to_str().unwrap().to_owned(),

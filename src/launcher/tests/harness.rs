@@ -164,6 +164,7 @@ impl Container {
             cgroup: Some(Cgroup {
                 path: format!("/berth-test-{}-{number}/container", std::process::id()),
                 resources: None,
+                delegated: false,
             }),
             ..LaunchPlan::default()
         };

@@ -184,19 +184,15 @@ fn oom_scores() {
 }
 
 #[test]
-fn cgroup_parents() {
+fn scopes_are_systemds() {
     let mut case = typical();
-    for (parent, expected) in [
-        ("/kubepods/burstable/podX/", Some("/kubepods/burstable/podX/")),
-        ("/", Some("/")),
-        ("relative", None),
-        ("/a/../b", None),
-        ("/kubepods.slice", None),
-    ] {
-        case.sandbox.cgroup_parent = parent.into();
-        let path = case.build().ok().map(|made| made.plan.cgroup.unwrap().path);
-        assert_eq!(path, expected.map(|parent| format!("{parent}{ID}")), "{parent}");
+    for (path, delegated) in [("/a.slice/berth-1.scope", true), ("/kubepods/podX/1", false)] {
+        case.cgroup = path.into();
+        let cgroup = case.build().unwrap().plan.cgroup.unwrap();
+        assert_eq!((cgroup.path.as_str(), cgroup.delegated), (path, delegated));
     }
+    case.cgroup = "relative".into();
+    assert!(case.build().is_err());
 }
 
 #[test]
@@ -207,7 +203,7 @@ fn the_init_of_a_shared_pid_namespace() {
         net_ns: Some(Path::new("/sb/ns/net")),
         ipc_ns: None,
         uts_ns: Some(Path::new("/sb/ns/uts")),
-        cgroup_parent: "/berth/pod1",
+        cgroup: "/berth/pod1/init",
     };
     let mut host = host();
     let plan = sandbox_plan(&sandbox, &host).unwrap();
@@ -227,7 +223,7 @@ fn the_init_of_a_shared_pid_namespace() {
             (Uts, "/sb/ns/uts")
         ]
     );
-    assert_eq!(plan.cgroup.unwrap().path, format!("/berth/pod1/{ID}"));
+    assert_eq!(plan.cgroup.unwrap().path, "/berth/pod1/init");
     assert_eq!(plan.process.unwrap().oom_score_adj, Some(-998));
     host.oom_score_adj_min = 0;
     assert_eq!(

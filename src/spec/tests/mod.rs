@@ -40,6 +40,7 @@ pub(crate) struct Case {
     pub group: String,
     pub host: Host,
     pub volume_images: Vec<super::VolumeImage>,
+    pub cgroup: String,
 }
 
 /// 64 hex digits.
@@ -67,7 +68,6 @@ impl Case {
                 shm: Some("/sb/shm".into()),
                 resolv_conf: Some("/sb/resolv.conf".into()),
                 hostname_file: Some("/sb/hostname".into()),
-                cgroup_parent: "/berth/pod1".into(),
                 ..Default::default()
             },
             request: ContainerConfig {
@@ -101,6 +101,7 @@ impl Case {
             passwd: "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n".into(),
             group: "root:x:0:\napp:x:1000:\nextra:x:2000:app\n".into(),
             volume_images: Vec::new(),
+            cgroup: format!("/berth/pod1/{ID}"),
             host: host(),
         }
     }
@@ -123,6 +124,7 @@ impl Case {
         };
         work(&Inputs {
             id: ID,
+            cgroup: &self.cgroup,
             sandbox: &self.sandbox,
             request: &self.request,
             image: &self.image,

@@ -70,7 +70,7 @@ fn case(bundle: &Bundle) -> Case {
     case.sandbox.shm = None;
     case.sandbox.resolv_conf = None;
     case.sandbox.hostname_file = None;
-    case.sandbox.cgroup_parent = format!("/{}", bundle.name);
+    case.cgroup = format!("/{}/{ID}", bundle.name);
     case.context().namespace_options = Some(NamespaceOption {
         network: node,
         ipc: node,
