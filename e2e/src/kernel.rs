@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use crate::Result;
+use crate::{Result, machine};
 
 /// The names by which a node's things are known.
 #[derive(Clone, Debug)]
@@ -37,6 +37,7 @@ impl Snapshot {
         links(names, &mut lines);
         tables(names, &mut lines);
         processes(names, &mut lines)?;
+        units(names, &mut lines);
         Ok(Snapshot { lines })
     }
 
@@ -116,6 +117,31 @@ fn tables(names: &Names, lines: &mut BTreeSet<String>) {
                 .find(|line| line.starts_with("table"))
                 .unwrap_or("table ?");
             lines.extend(table.lines().map(|line| format!("nft {head} {}", line.trim())));
+        }
+    }
+}
+
+/// Scopes and slices that systemd knows, in the state that it has for them.
+fn units(names: &Names, lines: &mut BTreeSet<String>) {
+    if !machine::has_systemd_cgroups() {
+        return;
+    }
+    let known = [
+        "show",
+        "--all",
+        "--property=Id,Slice,ControlGroup,ActiveState",
+        "*.scope",
+        "*.slice",
+    ];
+    // A slice without a cgroup is known by its name only.
+    let path = |id: &str| format!("/{id}/");
+    for unit in output("systemctl", &known).split("\n\n") {
+        let id = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("Id="))
+            .unwrap_or_default();
+        if names.are_in(unit) || names.are_in(&path(id)) {
+            lines.insert(format!("unit {}", unit.trim().replace('\n', " ")));
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-use crate::{Client, Pod, Result, Story, client::resources, cri, kernel};
+use crate::{Client, Pod, Result, Story, client::resources, cri, kernel, machine};
 
 /// Nanoseconds since the epoch, by the clock that berthd has too.
 pub fn now() -> i64 {
@@ -48,10 +48,10 @@ impl Measured {
         let begun = now();
         let mut config = story.client.pod_config("measured");
         let uid = config.metadata.clone().context("metadata")?.uid;
-        let parent = format!("/e2e-{mark}-{:x}", std::process::id());
-        story.node.also_ours(&parent)?;
-        let cgroup = format!("{parent}/pod{uid}");
-        config.linux.get_or_insert_default().cgroup_parent = cgroup.clone();
+        let parent = format!("e2e-{mark}-{:x}", std::process::id());
+        story.node.also_ours(&machine::cgroup_parent(&[&parent]).1)?;
+        let (asked, cgroup) = machine::cgroup_parent(&[&parent, &format!("pod{uid}")]);
+        config.linux.get_or_insert_default().cgroup_parent = asked;
         config.labels.insert("kind".into(), "pod".into());
         config.annotations.insert("note".into(), "a\nb".into());
         let client = &story.client;

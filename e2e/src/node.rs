@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use crate::{
     Client, Result,
     kernel::{self, Names, Snapshot},
+    machine,
 };
 
 /// Runs until it is stopped or dropped.
@@ -58,7 +59,7 @@ impl Node {
         let names = Names {
             folder: folder.path().into(),
             bridge: format!("be{mark}"),
-            cgroup: format!("/berth-e2e-{mark}"),
+            cgroup: machine::cgroup_parent(&[&format!("berth_e2e_{mark}")]).1,
             more: Vec::new(),
         };
         let path = folder.path();
@@ -320,9 +321,18 @@ impl Drop for Node {
         }
         kernel::output("ip", &["link", "delete", &self.names.bridge]);
         remove_tables(&self.names.bridge);
+        stop_slice(&self.names.cgroup);
         for root in kernel::hierarchies().unwrap_or_default() {
             remove_cgroups(&root.join(self.names.cgroup.trim_start_matches('/')));
         }
+    }
+}
+
+/// Slices are systemd's to remove.
+fn stop_slice(path: &str) {
+    if let Some(slice) = path.strip_suffix(".slice") {
+        let name = slice.rsplit('/').next().unwrap_or_default();
+        kernel::output("systemctl", &["stop", &format!("{name}.slice")]);
     }
 }
 

@@ -161,27 +161,31 @@ async fn too_much_memory_is_told_as_such() -> Result {
 #[tokio::test]
 async fn cgroups_are_below_the_parent_of_the_pod() -> Result {
     let mut story = Story::begin().await?;
-    let parent = format!("/e2e-parent-{:x}", std::process::id());
+    let (asked, parent) = machine::cgroup_parent(&[&format!("e2e_parent_{:x}", std::process::id())]);
     story.node.also_ours(&parent)?;
     let mark = format!("{}", 700_000 + std::process::id());
     let client = &story.client;
     let mut config = client.pod_config("parent");
-    config.linux.get_or_insert_default().cgroup_parent = parent.clone();
+    config.linux.get_or_insert_default().cgroup_parent = asked;
     let pod = client.run_pod_with(config).await?;
     let id = client
         .run(&pod, story.script("c", &format!("exec sleep {mark}")))
         .await?;
+    let (name, driver) = match machine::has_systemd_cgroups() {
+        true => (format!("berth-{id}.scope"), cri::CgroupDriver::Systemd),
+        false => (id.clone(), cri::CgroupDriver::Cgroupfs),
+    };
     let pid = kernel::output("pgrep", &["-fx", &format!("sleep {mark}")]);
     let inside = pid.lines().any(|pid| {
         fs::read_to_string(format!("/proc/{pid}/cgroup"))
-            .is_ok_and(|text| text.contains(&format!("{parent}/{id}")))
+            .is_ok_and(|text| text.contains(&format!("{parent}/{name}")))
     });
     assert!(inside || story.node.is_peer(), "{id} is not below {parent}");
-    // A path, no scope of systemd: the kubelet is told to make its own likewise.
+    // The kubelet is told to make its own likewise.
     let mut runtime = client.runtime.clone();
     let told = runtime.runtime_config(cri::RuntimeConfigRequest {}).await?;
     let linux = told.into_inner().linux.expect("told");
-    assert!(linux.cgroup_driver() == cri::CgroupDriver::Cgroupfs || story.node.is_peer());
+    assert!(linux.cgroup_driver() == driver || story.node.is_peer());
     // On pure v2 the container sees itself at the root of the tree; with v1 it is on
     // the host's cgroup namespace, as it is with the peers.
     let own = client.sh(&id, "cat /proc/self/cgroup").await?;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, process::Command};
 
 use anyhow::Context;
-use e2e::{Client, Result, Story, cri, node::binary};
+use e2e::{Client, Result, Story, cri, machine, node::binary};
 use tonic::Code;
 
 async fn status(client: &Client, verbose: bool) -> Result<cri::StatusResponse> {
@@ -105,7 +105,11 @@ async fn handlers_features_and_configuration() -> Result {
     let mut runtime = client.runtime.clone();
     let told = runtime.runtime_config(cri::RuntimeConfigRequest {}).await?;
     let linux = told.into_inner().linux.context("linux")?;
-    assert_eq!(linux.cgroup_driver(), cri::CgroupDriver::Cgroupfs);
+    let driver = match machine::has_systemd_cgroups() {
+        true => cri::CgroupDriver::Systemd,
+        false => cri::CgroupDriver::Cgroupfs,
+    };
+    assert_eq!(linux.cgroup_driver(), driver);
     story.finish().await
 }
 

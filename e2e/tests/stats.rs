@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context;
-use e2e::{Client, Pod, Result, Story, client::resources, cri};
+use e2e::{Client, Pod, Result, Story, client::resources, cri, machine};
 
 async fn stats(client: &Client, id: &str) -> Result<cri::ContainerStats> {
     let request = cri::ContainerStatsRequest {
@@ -261,10 +261,11 @@ async fn a_pod_with_a_cgroup_of_its_own_is_that_cgroup() -> Result {
     let mut story = Story::begin().await?;
     let mut config = story.client.pod_config("own");
     let uid = config.metadata.clone().context("metadata")?.uid;
-    let parent = format!("/e2e-kubepods-{:x}", std::process::id());
+    let kubepods = format!("e2e_kubepods_{:x}", std::process::id());
+    let (_, parent) = machine::cgroup_parent(&[&kubepods]);
     story.node.also_ours(&parent)?;
-    let own = format!("{parent}/pod{uid}");
-    config.linux.get_or_insert_default().cgroup_parent = own.clone();
+    let (asked, own) = machine::cgroup_parent(&[&kubepods, &format!("pod{uid}")]);
+    config.linux.get_or_insert_default().cgroup_parent = asked;
     let client = &story.client;
     let pod = client.run_pod_with(config).await?;
     // Without a kubelet the parent stays only while somebody is in it.

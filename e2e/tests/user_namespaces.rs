@@ -1,6 +1,10 @@
 //! Pods with a user namespace of their own.
 
-use std::{fs, os::unix::fs::MetadataExt};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    time::{Duration, Instant},
+};
 
 use e2e::{Image, Result, Story, client, cri, tar::Entry};
 
@@ -106,7 +110,15 @@ async fn root_of_a_pod_is_nobody_on_the_node() -> Result {
     options.userns_options = Some(user(HOST));
     let id = client.run(&pod, asked).await?;
 
-    let pid = pid_of(&mark).expect("the container's process");
+    // Until the shell has executed it.
+    let until = Instant::now() + Duration::from_secs(60);
+    let pid = loop {
+        match pid_of(&mark) {
+            Some(pid) => break pid,
+            None => assert!(Instant::now() < until, "the container's process does not come"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
     assert_eq!(owner(pid)?, HOST.to_string());
     let map = client.sh(&id, "cat /proc/self/uid_map").await?;
     let map: Vec<&str> = map.split_whitespace().collect();
