@@ -6,6 +6,8 @@ HOST := $(shell rustc -vV | sed -n 's/^host: //p')
 BIN := target/berth
 DEMO_BIN := target/berth-release
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Root with our environment; nothing when we are root.
+KEEP := $(if $(SUDO),$(SUDO) -E)
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config busybox-static docker-registry \
 	apache2-utils nftables iproute2 procps containernetworking-plugins
 
@@ -19,7 +21,7 @@ ifneq ($(SUDO),)
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: run test build release shim deps fmt clippy tests vm
+.PHONY: run test build release shim deps fmt clippy tests vm vm-cache
 
 run: deps release
 	$(SUDO) env BERTH_BIN=$(CURDIR)/$(DEMO_BIN) target/release/demo
@@ -57,11 +59,16 @@ clippy:
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -p berth --no-default-features --bin berth-shim --lib -- -D warnings
 
-# The stories again, in a machine with cgroup v2 and systemd (about 6 minutes).
-vm: deps build
-	@command -v mmdebstrap mke2fs >/dev/null || \
-		$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends mmdebstrap e2fsprogs
-	$(SUDO) -E e2e/vm/stories
+# The stories again, in a machine with cgroup v2 and systemd (all: about 6 minutes).
+# VM_ARGS: see e2e/vm/stories.
+vm: vm-cache build
+	$(KEEP) e2e/vm/stories $(VM_ARGS)
+
+# Kernel and disk of that machine; needs the archive of packages the first time.
+vm-cache: deps
+	@command -v mmdebstrap mke2fs objcopy >/dev/null || $(SUDO) env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y --no-install-recommends mmdebstrap e2fsprogs binutils
+	@$(KEEP) e2e/vm/machine -B
 
 tests: build
 	$(CARGO) test --workspace --no-fail-fast
