@@ -143,22 +143,6 @@ async fn limits_are_in_the_cgroup_and_can_be_changed() -> Result {
 }
 
 #[tokio::test]
-async fn too_much_memory_is_told_as_such() -> Result {
-    let story = Story::begin().await?;
-    let client = &story.client;
-    let pod = client.run_pod("oom").await?;
-    let mut config = story.script("c", "");
-    config.command = ["dd", "if=/dev/zero", "of=/dev/null", "bs=200M"]
-        .map(str::to_owned)
-        .to_vec();
-    resources(&mut config).memory_limit_in_bytes = 20 << 20;
-    let id = client.run(&pod, config).await?;
-    let status = client.wait_exit(&id).await?;
-    assert_eq!((status.exit_code, &*status.reason), (137, "OOMKilled"));
-    story.finish().await
-}
-
-#[tokio::test]
 async fn cgroups_are_below_the_parent_of_the_pod() -> Result {
     let mut story = Story::begin().await?;
     let (asked, parent) = machine::cgroup_parent(&[&format!("e2e_parent_{:x}", std::process::id())]);

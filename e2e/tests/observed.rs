@@ -38,9 +38,9 @@ fn settings_are_checked_and_shown() -> Result {
     fs::write(&file, "[image]\nmax_concurrent_layers = 2\n")?;
     let part = folder.path().join("config.d/10.toml");
 
-    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/config.toml");
+    let shipped = include_str!("../../deploy/config.toml");
     let default = config("default", &file)?;
-    assert_eq!(text(&default.stdout), fs::read_to_string(shipped)?);
+    assert_eq!(text(&default.stdout), shipped);
 
     fs::write(&part, "# a comment\n[network]\nbrige = \"b\"\n")?;
     let wrong = config("check", &file)?;

@@ -9,6 +9,7 @@ mod device_bpf;
 mod files;
 mod kill;
 mod layout;
+mod oom;
 pub mod stats;
 mod stats_v1;
 mod stats_v2;
@@ -27,6 +28,7 @@ use rustix::io::Errno;
 use crate::proto::plan::Resources;
 
 pub use layout::{Hierarchy, Layout};
+pub use oom::{OomKill, OomWatch};
 pub use tree::{is_unused, missing, remove_empty_parents};
 
 #[derive(Debug, thiserror::Error)]
@@ -246,22 +248,6 @@ impl Cgroup {
         pids.sort_unstable();
         pids.dedup();
         Ok(pids)
-    }
-
-    /// How many processes the OOM killer took here; 0 when memory is not controlled.
-    ///
-    /// # Errors
-    /// The file and the errno; a cgroup that is gone has 0.
-    pub fn oom_kills(&self) -> Result<u64> {
-        let file = match self.controller("memory") {
-            Some(memory) if memory.is_v2() => memory.folder(&self.path).join("memory.events"),
-            Some(memory) => memory.folder(&self.path).join("memory.oom_control"),
-            None => return Ok(0),
-        };
-        let Some(text) = files::read_if_exists(&file)? else {
-            return Ok(0);
-        };
-        Ok(files::keyed(&text, "oom_kill").unwrap_or(0))
     }
 
     /// Stops all processes until [`Cgroup::thaw`].

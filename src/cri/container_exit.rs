@@ -20,7 +20,7 @@ pub fn watch(node: &Arc<Node>, container: &Arc<Container>, shim: Shim) {
     let (node, container) = (node.clone(), container.clone());
     tokio::spawn(async move {
         let exit = match shim.wait().await {
-            Ok(record) => from_record(&record),
+            Ok(record) => from_record(&record, &container.record().cgroup),
             Err(error) => vanished(&node, &container, &error.to_string()).await,
         };
         container.set_shim(None);
@@ -48,8 +48,9 @@ pub async fn settle(node: &Node, container: &Container, exit: Exit) {
     }
 }
 
-/// What the shim wrote, with the reason that clients know.
-pub fn from_record(record: &ExitRecord) -> Exit {
+/// What the shim wrote about the container in the cgroup, with the reason that clients
+/// know.
+pub fn from_record(record: &ExitRecord, cgroup: &str) -> Exit {
     let reason = if record.oom_killed {
         "OOMKilled"
     } else if record.started_at == 0 && !record.message.is_empty() {
@@ -62,9 +63,29 @@ pub fn from_record(record: &ExitRecord) -> Exit {
     Exit {
         code: record.code,
         reason: reason.to_owned(),
-        message: record.message.clone(),
+        message: match record.oom_killed {
+            true => oom_message(record, cgroup),
+            false => record.message.clone(),
+        },
         started_at: record.started_at,
         finished_at: record.finished_at,
+    }
+}
+
+/// Whose want of memory it was: the container's, its pod's or the node's.
+fn oom_message(record: &ExitRecord, cgroup: &str) -> String {
+    let limit = record.oom_limit;
+    match record.oom_cgroup.as_str() {
+        "" => "the kernel killed a process of the container, for the node had no memory left".to_owned(),
+        own if own == cgroup => {
+            format!(
+                "the kernel killed a process of the container, at the container's memory limit of {limit} bytes"
+            )
+        }
+        above => format!(
+            "the kernel killed a process of the container, at the memory limit of {limit} bytes of its pod or what is \
+             above it (cgroup {above})"
+        ),
     }
 }
 
@@ -96,6 +117,7 @@ mod tests {
             finished_at: 9,
             oom_killed,
             message: message.into(),
+            ..Default::default()
         };
         for (record, reason) in [
             (record(0, 5, false, ""), "Completed"),
@@ -103,7 +125,30 @@ mod tests {
             (record(137, 5, true, ""), "OOMKilled"),
             (record(127, 0, false, "exec: no such file"), "StartError"),
         ] {
-            assert_eq!(from_record(&record).reason, reason);
+            assert_eq!(from_record(&record, "/c").reason, reason);
+        }
+    }
+
+    #[test]
+    fn whose_memory_it_was() {
+        for (cgroup, words) in [
+            ("", "the node had no memory"),
+            ("/pod/c", "the container's memory limit of 64 bytes"),
+            (
+                "/pod",
+                "limit of 64 bytes of its pod or what is above it (cgroup /pod)",
+            ),
+        ] {
+            let record = ExitRecord {
+                code: 137,
+                oom_killed: true,
+                oom_cgroup: cgroup.into(),
+                oom_limit: 64,
+                ..Default::default()
+            };
+            let exit = from_record(&record, "/pod/c");
+            assert_eq!(exit.reason, "OOMKilled");
+            assert!(exit.message.contains(words), "{}", exit.message);
         }
     }
 }

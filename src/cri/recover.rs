@@ -90,7 +90,7 @@ async fn resume(node: &Arc<Node>, container: &Arc<Container>) {
         }
         Ok(Err(error)) => {
             let exit = match read_exit(&bundle) {
-                Ok(Some(record)) => container_exit::from_record(&record),
+                Ok(Some(record)) => container_exit::from_record(&record, &container.record().cgroup),
                 _ => container_exit::vanished(node, container, &error.to_string()).await,
             };
             container_exit::settle(node, container, exit).await;

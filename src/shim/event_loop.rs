@@ -47,6 +47,8 @@ enum Token {
     Stderr,
     /// The clients at the container's stdio.
     Attached,
+    /// The counts of the OOM killer.
+    Oom,
     Client(u32),
 }
 
@@ -61,6 +63,7 @@ impl From<Token> for epoll::EventData {
             Token::Stdout => 2,
             Token::Stderr => 3,
             Token::Attached => 4,
+            Token::Oom => 5,
             Token::Client(id) => FIRST_CLIENT + u64::from(id),
         })
     }
@@ -74,6 +77,7 @@ impl Token {
             2 => Some(Token::Stdout),
             3 => Some(Token::Stderr),
             4 => Some(Token::Attached),
+            5 => Some(Token::Oom),
             client => client
                 .checked_sub(FIRST_CLIENT)
                 .and_then(|id| u32::try_from(id).ok())
@@ -100,6 +104,7 @@ pub struct EventLoop {
     next_client: u32,
     /// Which of the init's streams are watched.
     watched: [bool; 2],
+    oom_watched: bool,
     service: Service,
 }
 
@@ -119,6 +124,7 @@ impl EventLoop {
             clients: Vec::new(),
             next_client: 0,
             watched: [false; 2],
+            oom_watched: false,
             service,
         })
     }
@@ -150,6 +156,7 @@ impl EventLoop {
                     Some(Token::Stdout) => self.pump(Source::Stdout),
                     Some(Token::Stderr) => self.pump(Source::Stderr),
                     Some(Token::Attached) => self.serve_attached(),
+                    Some(Token::Oom) => self.oom_event(),
                     Some(Token::Client(id)) => self.serve(id, flags),
                     None => {}
                 }
@@ -164,6 +171,7 @@ impl EventLoop {
         }
         // Who was held up by a client that was dropped goes on.
         self.watch_output();
+        self.watch_oom();
     }
 
     fn accept(&mut self) {
@@ -359,6 +367,27 @@ impl EventLoop {
         }
     }
 
+    /// Watches the counts of the OOM killer, once there is a container that needs it.
+    fn watch_oom(&mut self) {
+        if self.oom_watched {
+            return;
+        }
+        let task = self.service.task();
+        let Some(events) = task.as_ref().and_then(|task| task.oom_descriptor()) else {
+            return;
+        };
+        if let Err(errno) = epoll::add(&self.epoll, events, Token::Oom.into(), epoll::EventFlags::PRI) {
+            note(format_args!("watch the counts of the OOM killer: {errno}"));
+        }
+        self.oom_watched = true;
+    }
+
+    fn oom_event(&mut self) {
+        if let Some(task) = self.service.task() {
+            task.oom_event();
+        }
+    }
+
     /// Watches a client for room as long as answers wait for it.
     fn watch_writing(&mut self, id: u32) {
         let Some(client) = self.clients.iter_mut().find(|client| client.id == id) else {
@@ -423,6 +452,7 @@ mod tests {
             Token::Stdout,
             Token::Stderr,
             Token::Attached,
+            Token::Oom,
             Token::Client(0),
             Token::Client(u32::MAX),
         ] {

@@ -62,6 +62,8 @@ mod tests {
             finished_at: 2,
             oom_killed: true,
             message: "x".into(),
+            oom_cgroup: "/pod".into(),
+            oom_limit: 5,
         };
         write(dir.path(), &record).unwrap();
         assert_eq!(read(dir.path()).unwrap(), Some(record));

@@ -32,7 +32,7 @@ use super::{
     ttrpc::Code,
 };
 use crate::{
-    cgroup::remove_empty_parents,
+    cgroup::{OomKill, OomWatch, remove_empty_parents},
     launcher::{self, ExecTarget, Init, Stdio},
     proto::{
         plan::{ExitRecord, LaunchPlan, Resources, namespace::Kind},
@@ -72,10 +72,11 @@ pub struct Task {
     init: Init,
     /// The container's processes die with the init, for the kernel sees to it.
     own_pids: bool,
-    /// What the cgroup had counted before the init ran.
-    oom_kills: u64,
-    /// It has counted more since.
-    oom_killed: bool,
+    /// What the OOM killer does to it.
+    oom: OomWatch,
+    /// Somebody asked for it to be killed.
+    told_to_die: bool,
+    oom_kill: Option<OomKill>,
     pub output: Output,
     /// The slave of the init's terminal: while it is open here, a moment in which
     /// no process has the terminal open is not taken for the end of the output.
@@ -125,7 +126,7 @@ impl Task {
             }
         }
         let init = launcher::create(plan, bundle, stdio).map_err(|error| fault::launch_failed(&error))?;
-        let oom_kills = init.cgroup.oom_kills().unwrap_or(0);
+        let oom = OomWatch::begin(&init.cgroup);
         let mut task = Task {
             id: plan.id.clone(),
             bundle: bundle.into(),
@@ -134,8 +135,9 @@ impl Task {
                 .namespaces
                 .iter()
                 .any(|ns| ns.kind() == Kind::Pid && ns.path.is_empty()),
-            oom_kills,
-            oom_killed: false,
+            oom,
+            told_to_die: false,
+            oom_kill: None,
             output,
             terminal: None,
             attached,
@@ -203,7 +205,7 @@ impl Task {
         };
         self.state = stopped;
         // At once: systemd removes a scope as soon as its last process has ended.
-        self.look_for_oom();
+        self.look_for_oom(code);
         self.exit = Some(Exit {
             code,
             at: clock::now(),
@@ -236,12 +238,15 @@ impl Task {
             self.pump(source);
             self.close(source);
         }
-        self.look_for_oom();
+        self.look_for_oom(exit.code);
+        let oom = self.oom_kill.take();
         let record = ExitRecord {
             code: exit.code,
             started_at: self.started_at,
             finished_at: exit.at,
-            oom_killed: self.oom_killed,
+            oom_killed: oom.is_some(),
+            oom_limit: oom.as_ref().map_or(0, |oom| oom.limit),
+            oom_cgroup: oom.map(|oom| oom.cgroup).unwrap_or_default(),
             message: std::mem::take(&mut self.message),
         };
         if let Err(error) = exit::write(&self.bundle, &record) {
@@ -255,8 +260,23 @@ impl Task {
         true
     }
 
-    fn look_for_oom(&mut self) {
-        self.oom_killed |= self.init.cgroup.oom_kills().unwrap_or(0) > self.oom_kills;
+    /// `code`: how the init has ended.
+    fn look_for_oom(&mut self, code: i32) {
+        self.oom.look();
+        let killed = code == 128 + libc::SIGKILL && !self.told_to_die;
+        if self.oom_kill.is_none() {
+            self.oom_kill = self.oom.verdict(killed);
+        }
+    }
+
+    /// The counts of the OOM killer have changed.
+    pub fn oom_event(&mut self) {
+        self.oom.look();
+    }
+
+    /// What becomes ready, for priority events, when they change.
+    pub fn oom_descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.oom.descriptor()
     }
 
     /// When [`Task::settle`], or an exec, must be looked at again.
@@ -380,6 +400,7 @@ impl Task {
             signalfd::send(self.init.pidfd.as_fd(), signal)
                 .map_err(|errno| fault::signal(&format!("container {}", self.id), signal, errno))?;
         }
+        self.told_to_die |= all || signal == libc::SIGKILL;
         // In cgroup v1 a frozen process does not die.
         if signal == libc::SIGKILL && self.state == State::Paused {
             self.resume()?;
