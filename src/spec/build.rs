@@ -9,11 +9,12 @@ use std::{
 use oci_spec::runtime::{Linux, Process, Root, Spec};
 
 use super::{
-    Built, Error, Inputs, Launch, SandboxInit, Volume, capability, cdi, context, devices,
+    Built, Error, Inputs, Launch, SandboxInit, Volume, apparmor, capability, cdi, context, devices,
+    hidden_paths,
     host::Host,
     mounts, namespaces, plan, process,
     resources::{self, oom_score_adj},
-    seccomp, security, selinux, signal, user, user_namespace,
+    seccomp, selinux, signal, user, user_namespace,
 };
 use crate::proto::{
     cri::{self, LinuxContainerResources, LinuxContainerSecurityContext},
@@ -67,12 +68,12 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
         .set_capabilities(Some(capabilities))
         .set_no_new_privileges(Some(security.no_new_privs))
         .set_selinux_label(Some(labels.process).filter(|label| !label.is_empty()))
-        .set_apparmor_profile(security::apparmor(security, inputs.host, &mut warnings)?)
+        .set_apparmor_profile(apparmor::profile(security, inputs.host, &mut warnings)?)
         .set_oom_score_adj(oom_score_adj(asked, inputs.host)?);
     // What it sees.
     let mounts = mounts::mounts(inputs)?;
     let devices = devices::devices(inputs)?;
-    let (masked, readonly) = security::hidden(security)?;
+    let (masked, readonly) = hidden_paths::hidden(security)?;
     // What it may use.
     let no_limits = LinuxContainerResources::default();
     let mut limits = resources::to_oci(asked.unwrap_or(&no_limits), inputs.host)?;

@@ -11,12 +11,14 @@
 //! This module never writes to the host, except [`prepare_host_paths`], which is
 //! called by name.
 
+pub mod apparmor;
 mod build;
 mod capability;
 mod cdi;
 mod devices;
 mod error;
 mod exec;
+mod hidden_paths;
 mod hooks;
 mod host;
 mod image_volumes;
@@ -30,7 +32,6 @@ mod resources;
 mod seccomp;
 mod seccomp_compile;
 mod seccomp_prelude;
-mod security;
 mod selinux;
 mod signal;
 mod user;

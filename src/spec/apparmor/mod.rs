@@ -1,9 +1,11 @@
-//! AppArmor, and paths that are hidden or read-only.
+//! The AppArmor profile of a container.
 //!
 //! Without AppArmor in the kernel the default profile is none, and a profile asked
 //! for by name is an error.
 
-use std::fs;
+pub mod default_profile;
+
+use std::{fs, io};
 
 use super::{Error, host::Host};
 use crate::proto::cri::{LinuxContainerSecurityContext, security_profile::ProfileType};
@@ -11,14 +13,10 @@ use crate::proto::cri::{LinuxContainerSecurityContext, security_profile::Profile
 /// The kernel's list of loaded profiles, "name (mode)" a line.
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
 
-/// Profiles that may stand for the default one: ours, and containerd's on a node
-/// that has it already.
-const DEFAULT_PROFILES: [&str; 2] = ["berth-default", "cri-containerd.apparmor.d"];
-
 const CONTEXT: &str = "linux.security_context";
 
 /// The AppArmor profile to run in; `None` for none.
-pub(super) fn apparmor(
+pub(super) fn profile(
     context: &LinuxContainerSecurityContext,
     host: &Host,
     warnings: &mut Vec<String>,
@@ -39,19 +37,17 @@ pub(super) fn apparmor(
         ProfileType::Unconfined => Ok(None),
         ProfileType::RuntimeDefault if context.privileged => Ok(None),
         ProfileType::RuntimeDefault => {
-            let loaded = loaded()?;
-            let found = DEFAULT_PROFILES
-                .iter()
-                .find(|profile| is_loaded(&loaded, profile));
-            if found.is_none() {
-                warnings.push(format!(
-                    "AppArmor profile {:?} is not loaded, so the container runs without one; load it with apparmor_parser",
-                    DEFAULT_PROFILES[0]
-                ));
+            if default_profile::ensure()? {
+                return Ok(Some(default_profile::NAME.to_owned()));
             }
-            Ok(found.map(|profile| (*profile).to_owned()))
+            warnings.push(format!(
+                "AppArmor profile {:?} is not loaded and there is no apparmor_parser, so the container runs without one; \
+                 install the package apparmor",
+                default_profile::NAME
+            ));
+            Ok(None)
         }
-        ProfileType::Localhost if is_loaded(&loaded()?, &name) => Ok(Some(name)),
+        ProfileType::Localhost if loaded(&name)? => Ok(Some(name)),
         ProfileType::Localhost => Err(Error::precondition(
             field,
             format!("AppArmor profile {name:?} is not loaded; load it with apparmor_parser"),
@@ -94,8 +90,14 @@ fn asked(context: &LinuxContainerSecurityContext) -> Result<(String, ProfileType
     }
 }
 
-fn loaded() -> Result<String, Error> {
-    fs::read_to_string(LOADED).map_err(Error::io("read the loaded AppArmor profiles", LOADED))
+/// Whether the kernel knows a profile.
+fn loaded(profile: &str) -> Result<bool, Error> {
+    match fs::read_to_string(LOADED) {
+        Ok(list) => Ok(is_loaded(&list, profile)),
+        // securityfs is not mounted: nobody has loaded any.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("read the loaded AppArmor profiles", LOADED)(error)),
+    }
 }
 
 fn is_loaded(list: &str, profile: &str) -> bool {
@@ -103,30 +105,6 @@ fn is_loaded(list: &str, profile: &str) -> bool {
         line.strip_prefix(profile)
             .is_some_and(|rest| rest.starts_with(" ("))
     })
-}
-
-/// Paths to mask and paths to make read-only: just those given, and none for a
-/// privileged container, though the kubelet sends them there too.
-pub(super) fn hidden(context: &LinuxContainerSecurityContext) -> Result<(Vec<String>, Vec<String>), Error> {
-    if context.privileged {
-        return Ok((Vec::new(), Vec::new()));
-    }
-    let lists = [
-        ("masked_paths", &context.masked_paths),
-        ("readonly_paths", &context.readonly_paths),
-    ];
-    for (name, paths) in lists {
-        if let Some(path) = paths
-            .iter()
-            .find(|path| !path.starts_with('/') || path.contains('\0'))
-        {
-            return Err(Error::invalid(
-                format!("{CONTEXT}.{name}"),
-                format!("{path:?} is not an absolute path"),
-            ));
-        }
-    }
-    Ok((context.masked_paths.clone(), context.readonly_paths.clone()))
 }
 
 #[cfg(test)]
@@ -171,7 +149,7 @@ mod tests {
             (context(Localhost, ""), Some(Kind::InvalidArgument)),
             (context(Unconfined, "mine"), Some(Kind::InvalidArgument)),
         ] {
-            let made = apparmor(&context, &host(), &mut Vec::new());
+            let made = profile(&context, &host(), &mut Vec::new());
             assert_eq!(made.as_ref().err().map(HasKind::kind), expected, "{context:?}");
             assert!(made.is_err() || made.unwrap().is_none());
         }
@@ -183,21 +161,5 @@ mod tests {
         assert!(is_loaded(list, "berth-default"));
         assert!(is_loaded(list, "berth-default//child"));
         assert!(!is_loaded(list, "berth"));
-    }
-
-    #[test]
-    fn masked_and_read_only_paths() {
-        let mut asked = LinuxContainerSecurityContext {
-            masked_paths: vec!["/proc/kcore".into()],
-            readonly_paths: vec!["/proc/sys".into()],
-            ..Default::default()
-        };
-        let expected = (asked.masked_paths.clone(), asked.readonly_paths.clone());
-        assert_eq!(hidden(&asked).unwrap(), expected);
-        asked.privileged = true;
-        assert_eq!(hidden(&asked).unwrap(), (Vec::new(), Vec::new()));
-        asked.privileged = false;
-        asked.masked_paths.push("proc".into());
-        assert!(hidden(&asked).is_err());
     }
 }
