@@ -9,7 +9,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Root with our environment; nothing when we are root.
 KEEP := $(if $(SUDO),$(SUDO) -E)
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config busybox-static docker-registry \
-	apache2-utils nftables iproute2 procps containernetworking-plugins
+	apache2-utils nftables iproute2 procps containernetworking-plugins runc crun
 
 # The shim is static and not relocatable: fewest private pages, and no loader to
 # trust inside a container's namespaces.

@@ -12,10 +12,12 @@ use serde::{Deserialize, Serialize};
 
 mod change;
 mod check;
+mod handler;
 mod read;
 
 pub use self::{
     check::Place,
+    handler::RuntimeHandler,
     read::{Loaded, Origin},
 };
 
@@ -170,17 +172,6 @@ pub struct Runtime {
     pub seccomp_profile_root: PathBuf,
     /// Folders with CDI specifications of devices; a later one wins.
     pub cdi_spec_dirs: Vec<PathBuf>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct RuntimeHandler {
-    /// "berth": the built-in launcher, the only kind so far.
-    #[serde(rename = "type")]
-    pub kind: String,
-    /// Folder of CNI configurations for the pods of this handler; empty:
-    /// `network.cni_conf_dir`.
-    pub cni_conf_dir: PathBuf,
 }
 
 impl Default for Log {

@@ -73,6 +73,11 @@ impl Node {
         );
         fs::write(path.join("config.toml"), base)?;
         fs::write(path.join("config.d/story.toml"), config)?;
+        // Stories of the built-in launcher, told of an OCI runtime.
+        if let Some(name) = handler() {
+            let text = format!("[runtime]\ndefault = \"{name}\"\n[runtimes.{name}]\ntype = \"oci\"\n");
+            fs::write(path.join("config.d/00-handler.toml"), text)?;
+        }
         // What the machine needs, such as `network.masquerade = false` where there
         // is no nf_tables.
         if let Ok(machine) = env::var("E2E_CONFIG") {
@@ -364,6 +369,11 @@ fn remove_tables(bridge: &str) {
 fn tail(text: &str, count: usize) -> String {
     let lines: Vec<_> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
+}
+
+/// The OCI runtime that E2E_HANDLER makes the default handler; None: the built-in launcher.
+pub fn handler() -> Option<String> {
+    env::var("E2E_HANDLER").ok().filter(|name| !name.is_empty())
 }
 
 /// A built program: in the folder BERTH_BIN, else where `make build` puts it,

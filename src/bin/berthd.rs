@@ -19,7 +19,7 @@ use berth::{
     instance::Instance,
     network::Network,
     pod::Pods,
-    runtime::{CgroupDriver, ShimBinary},
+    runtime::{CgroupDriver, Handlers, ShimBinary},
     spec::Host,
     store::Store,
     stream::Server,
@@ -188,6 +188,11 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
         store.clone(),
     )?);
     let shim = ShimBinary::load(&shim_path(&config)?)?;
+    let handlers = Handlers::new(&config, &paths.state);
+    for folder in handlers.own_roots() {
+        private_folder(folder)?;
+    }
+    handlers.look().await;
     let host = Host::detect(&config)?;
     if host.oom_score_adj_min > -1000 {
         tracing::warn!(
@@ -213,6 +218,7 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
         images,
         network,
         shim,
+        handlers,
         host,
         pods: Pods::default(),
         cgroups,

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Config, Metrics};
+use super::{Config, Metrics, read::dotted};
 
 /// Where metrics are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,18 +80,8 @@ impl Config {
             );
         }
         for (name, handler) in &self.runtimes {
-            if !matches!(handler.kind.as_str(), "" | "berth") {
-                return wrong(
-                    &format!("runtimes.{name}.type"),
-                    format!("{:?} is not known; only \"berth\" is", handler.kind),
-                );
-            }
-            let folder = &handler.cni_conf_dir;
-            if !folder.as_os_str().is_empty() && !folder.is_absolute() {
-                return wrong(
-                    &format!("runtimes.{name}.cni_conf_dir"),
-                    format!("{} is not an absolute path", folder.display()),
-                );
+            if let Err((key, message)) = handler.check(name) {
+                return wrong(&format!("{}.{key}", dotted("runtimes", name)), message);
             }
         }
         if self.runtime.default != "berth" && !self.runtimes.contains_key(&self.runtime.default) {

@@ -19,6 +19,7 @@ use crate::{
     image::{Image, copy_up, relabel, view},
     pod::{Container, Sandbox},
     proto::cri,
+    runtime::OciRuntime,
     spec::{self, Built},
 };
 
@@ -70,6 +71,21 @@ impl Bundle {
         let config = self.container.config();
         let read =
             |path: &str| view::read_file(&self.layers, path, USER_FILE_LIMIT).map_err(std::io::Error::other);
+        let runtime = self.container.record().runtime;
+        let handler = self.node.handlers.get(&self.sandbox.record().handler)?;
+        let bundle = self.node.paths.bundle(id);
+        let can = handler.known().map(|found| found.features).unwrap_or_default();
+        let handler_view = spec::HandlerView {
+            pod_annotations: &handler.settings.pod_annotations,
+            container_annotations: &handler.settings.container_annotations,
+            privileged_without_host_devices: handler.settings.privileged_without_host_devices,
+            oci: runtime.as_ref().map(|runtime| spec::OciView {
+                handler: &runtime.handler,
+                bundle: &bundle,
+                recursive_read_only: can.recursive_read_only,
+                id_mapped_mounts: can.id_mapped_mounts,
+            }),
+        };
         let inputs = spec::Inputs {
             id,
             cgroup: &self.container.record().cgroup,
@@ -80,10 +96,12 @@ impl Bundle {
             read_image_file: &read,
             volumes_dir: &layer.join("volumes"),
             volume_images: &self.volume_images,
+            handler: &handler_view,
             host: &self.node.host,
         };
         spec::prepare_host_paths(&config).step("container", id, "make the host paths of its mounts")?;
-        let built = spec::build(&inputs).step("container", id, "build the spec")?;
+        let mut built = spec::build(&inputs).step("container", id, "build the spec")?;
+        built.plan.runtime = runtime.as_ref().map(OciRuntime::plan);
         self.volumes(&built)?;
         let label = built
             .spec

@@ -118,6 +118,9 @@ async fn make(
     };
     let volumes = volume_images(node, &config)?;
     let id = new_id();
+    let cgroup = cgroup_driver::path(&sandbox.record().cgroup_parent, &id);
+    let handler = node.handlers.get(&sandbox.record().handler)?;
+    let runtime = handler.runtime(cgroup_driver::is_scope(&cgroup)).await?;
     let record = ContainerRecord {
         state: ContainerState::Making,
         created_at: now(),
@@ -134,9 +137,10 @@ async fn make(
         uid: 0,
         gid: 0,
         groups: Vec::new(),
-        cgroup: cgroup_driver::path(&sandbox.record().cgroup_parent, &id),
+        cgroup,
         pid: 0,
         resources: None,
+        runtime,
         timeline: Timeline::default(),
     };
     let container = Arc::new(Container::new(
@@ -264,8 +268,14 @@ async fn acquire(
         stage.set("make the scope");
         let limits = built.plan.cgroup.as_ref().and_then(|c| c.resources.as_ref());
         let path = container.record().cgroup;
-        let scope = node.cgroups.make(&node.shim, &path, limits).await;
-        let _hold = scope.step("container", id, "make its scope")?;
+        // An OCI runtime has systemd make it by itself.
+        let _hold = match container.record().runtime {
+            Some(_) => None,
+            None => {
+                let scope = node.cgroups.make(&node.shim, &path, limits).await;
+                scope.step("container", id, "make its scope")?
+            }
+        };
         stage.set("make the init");
         let made = shim.create(&built.plan, &bundle).await;
         made.step("container", id, "make the init")

@@ -116,7 +116,11 @@ pub fn process(
         return Err(not_running(container));
     }
     let spec = bundle::read_spec(node, id)?;
-    spec::exec_process(&spec, cmd, tty).step("container", id, "prepare a command")
+    let made = match container.record().runtime {
+        Some(_) => spec::oci_exec_process(&spec, cmd, tty),
+        None => spec::exec_process(&spec, cmd, tty),
+    };
+    made.step("container", id, "prepare a command")
 }
 
 fn not_running(container: &Container) -> Error {

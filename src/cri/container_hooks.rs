@@ -16,6 +16,10 @@ pub enum When {
 
 /// Waits until the hooks have ended; each has its time limit.
 pub async fn run(node: &Arc<Node>, container: &Arc<Container>, when: When) {
+    // An OCI runtime runs all hooks itself.
+    if container.record().runtime.is_some() {
+        return;
+    }
     // No spec: it never came that far, or a reboot took it.
     let Ok(spec) = bundle::read_spec(node, &container.id) else {
         return;

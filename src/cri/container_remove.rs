@@ -62,6 +62,13 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
     }
     container.set_shim(None);
     container_hooks::run(node, container, When::Removed).await;
+    let runtime = container.record().runtime;
+    if let Some(runtime) = &runtime
+        && let Err(error) = runtime.delete(id, &node.paths.bundle(id)).await
+    {
+        // Its binary may be gone, or hang; without it the container can be removed too.
+        tracing::warn!(container = %id, %error, "the runtime does not remove it, so its cgroup is ended");
+    }
     node.cgroups
         .remove(&container.record().cgroup)
         .await
@@ -69,6 +76,11 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
     let (bundle, layer) = (node.paths.bundle(id), node.paths.container(id));
     let (owned, images) = (container.id.clone(), node.images.clone());
     let gone = tokio::task::spawn_blocking(move || {
+        if let Some(runtime) = runtime {
+            let folder = runtime.root.join(&owned);
+            let forgotten = runtime.forget(&owned);
+            forgotten.map_err(io("container", &owned, "remove folder", &folder))?;
+        }
         bundle::unmount_layers(&bundle, &owned)?;
         for folder in [bundle, layer] {
             remove_all(&folder).map_err(io("container", &owned, "remove folder", &folder))?;

@@ -7,6 +7,7 @@ use crate::{
     image,
     kind::{HasKind, Kind},
     pod::{self, Interrupted},
+    runtime::HandlerError,
     store,
 };
 
@@ -69,6 +70,8 @@ pub enum Error {
     #[error(transparent)]
     Image(Box<image::Error>),
     #[error(transparent)]
+    Handler(#[from] HandlerError),
+    #[error(transparent)]
     Interrupted(#[from] Interrupted),
     #[error(transparent)]
     Joined(#[from] Shared),
@@ -97,6 +100,7 @@ impl HasKind for Error {
             Error::Pod(e) => e.kind(),
             Error::Store(e) => e.kind(),
             Error::Image(e) => e.kind(),
+            Error::Handler(e) => e.kind(),
             Error::Interrupted(_) => Kind::DeadlineExceeded,
             Error::Joined(e) => e.kind(),
         }

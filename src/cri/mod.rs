@@ -42,6 +42,7 @@ mod recover;
 mod reload;
 mod request_json;
 mod runtime_config;
+mod runtime_handler;
 mod runtime_service;
 mod runtime_status;
 mod runtime_version;

@@ -10,10 +10,9 @@ use crate::{
     config::Config,
     image::Images,
     instance::Instance,
-    kind::Kind,
     network::Network,
     pod::{Events, Operations, Pods, Stage},
-    runtime::{CgroupDriver, ShimBinary},
+    runtime::{CgroupDriver, Handlers, ShimBinary},
     spec::Host,
     store::Store,
 };
@@ -58,6 +57,7 @@ pub struct Node {
     pub images: Arc<Images>,
     pub network: Arc<Network>,
     pub shim: ShimBinary,
+    pub handlers: Handlers,
     /// What this machine can do, found once.
     pub host: Host,
     pub pods: Pods,
@@ -94,15 +94,7 @@ impl Node {
 
     /// The handler that a request names must be there; empty is the default one.
     pub fn check_handler(&self, name: &str) -> Result<(), Error> {
-        if name.is_empty() || name == "berth" || self.config.runtimes.contains_key(name) {
-            return Ok(());
-        }
-        Err(Error::Wrong {
-            what: "runtime handler",
-            id: name.into(),
-            kind: Kind::NotFound,
-            message: "is not configured: add [runtimes.NAME] to the configuration, or ask for another".into(),
-        })
+        Ok(self.handlers.get(name).map(drop)?)
     }
 
     /// The name of the handler that a request names; empty is the default one.

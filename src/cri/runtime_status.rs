@@ -1,11 +1,11 @@
 //! Status: the conditions, the runtime handlers and what they can do.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use serde_json::json;
 
 use super::{error::Error, node::Node};
-use crate::proto::cri;
+use crate::{proto::cri, runtime::Handler};
 
 pub async fn status(node: &Node, request: &cri::StatusRequest) -> Result<cri::StatusResponse, Error> {
     let network = network(node).await;
@@ -57,18 +57,27 @@ async fn network(node: &Node) -> cri::RuntimeCondition {
 
 /// The default handler, under the empty name too, and those of the configuration.
 fn handlers(node: &Node) -> Vec<cri::RuntimeHandler> {
-    let names: BTreeSet<&str> = ["", "berth"]
-        .into_iter()
-        .chain(node.config.runtimes.keys().map(String::as_str))
-        .collect();
-    let handler = |name: &str| cri::RuntimeHandler {
-        name: name.into(),
-        features: Some(cri::RuntimeHandlerFeatures {
-            recursive_read_only_mounts: true,
-            user_namespaces: node.host.user_namespaces,
-        }),
+    let features = |handler: &Handler| {
+        if handler.settings.is_oci() {
+            let runtime = handler.known().map(|found| found.features);
+            cri::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: runtime.is_some_and(|can| can.recursive_read_only),
+                user_namespaces: false,
+            }
+        } else {
+            cri::RuntimeHandlerFeatures {
+                recursive_read_only_mounts: true,
+                user_namespaces: node.host.user_namespaces,
+            }
+        }
     };
-    names.into_iter().map(handler).collect()
+    let told = |name: &str, handler: &Handler| cri::RuntimeHandler {
+        name: name.into(),
+        features: Some(features(handler)),
+    };
+    let default = node.handlers.get("").ok().map(|handler| told("", handler));
+    let named = node.handlers.iter().map(|handler| told(&handler.name, handler));
+    default.into_iter().chain(named).collect()
 }
 
 /// Verbose, under the names that tools know from containerd: the configuration, and

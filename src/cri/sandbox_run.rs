@@ -17,7 +17,7 @@ use super::{
     cgroup_parents, container_events,
     error::{Context, Error, io},
     node::Node,
-    sandbox_files, sandbox_remove,
+    runtime_handler, sandbox_files, sandbox_remove,
 };
 use crate::{
     launcher::Ranges,
@@ -38,7 +38,8 @@ pub async fn run(
         .config
         .ok_or_else(|| invalid("the request has no config"))?;
     let name = name(&config)?;
-    let asked = Asked::check(node, &config, &request.runtime_handler)?;
+    let asked = Asked::check(node, &config)?;
+    runtime_handler::check(node, &request.runtime_handler, asked.user.is_some()).await?;
     let (made, wanted) = (node.clone(), config.clone());
     let key = format!("{VERB} {name}");
     let taken = name.clone();
@@ -98,8 +99,7 @@ struct Asked {
 }
 
 impl Asked {
-    fn check(node: &Node, config: &cri::PodSandboxConfig, handler: &str) -> Result<Asked, Error> {
-        node.check_handler(handler)?;
+    fn check(node: &Node, config: &cri::PodSandboxConfig) -> Result<Asked, Error> {
         let linux = config.linux.clone().unwrap_or_default();
         let security = linux.security_context.unwrap_or_default();
         let labels = spec::check_selinux(security.selinux_options.as_ref());

@@ -29,6 +29,14 @@ pub enum Error {
         path: String,
         message: String,
     },
+    /// A run of an OCI runtime: what it said, or that it did not end.
+    #[error("{program} {verb}: {message}")]
+    Runtime {
+        program: String,
+        verb: String,
+        message: String,
+        exit_code: i32,
+    },
     /// The child ended without a word.
     #[error("the new process {how} while its root was being set up{remedy}")]
     Ended { how: String, remedy: &'static str },
@@ -91,7 +99,7 @@ impl Error {
     #[must_use]
     pub fn exit_code(&self) -> i32 {
         match self {
-            Self::Step { exit_code, .. } => *exit_code,
+            Self::Step { exit_code, .. } | Self::Runtime { exit_code, .. } => *exit_code,
             _ => 128,
         }
     }
@@ -154,6 +162,14 @@ impl Names {
             command: process.args.first().cloned().unwrap_or_default(),
             cwd: process.cwd.clone(),
             label,
+        }
+    }
+
+    /// Of a program of the host.
+    pub fn of_program(path: &str) -> Self {
+        Self {
+            command: path.to_owned(),
+            ..Self::default()
         }
     }
 

@@ -15,6 +15,7 @@ use crate::sys::namespace as kind;
 use super::channel::{self, Word};
 use super::error::{Error, Names};
 use super::identity::{self, Labels};
+use super::oci::Runtime;
 use super::step::{At, Failure, Step, Walk};
 use super::user_namespace::Ranges;
 use super::{Stdio, child, console, filesystem, namespace, process};
@@ -28,6 +29,8 @@ pub struct ExecTarget<'a> {
     pub cgroup: &'a Cgroup,
     /// Of the container's user namespace, when it has one of its own.
     pub user: Option<&'a Ranges>,
+    /// The OCI runtime that has made the container.
+    pub runtime: Option<&'a Runtime>,
 }
 
 /// A process that was executed. The caller is its parent, and reaps it.
@@ -56,6 +59,9 @@ pub fn exec(
     exec_id: &str,
     stdio: Stdio,
 ) -> Result<ExecProcess, Error> {
+    if let Some(runtime) = target.runtime {
+        return runtime.exec(target, process, exec_id, stdio);
+    }
     let names = Names::new(process);
     let describe = |failure: Failure| names.describe(&failure, None);
     let prepared = process::prepare(process, target.user)?;

@@ -220,7 +220,7 @@ fn told(mut stderr: File) -> String {
 }
 
 /// Whether the process has ended within `limit`.
-fn within(limit: Duration, pidfd: BorrowedFd<'_>) -> Result<bool, Errno> {
+pub fn within(limit: Duration, pidfd: BorrowedFd<'_>) -> Result<bool, Errno> {
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

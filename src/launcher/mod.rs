@@ -1,5 +1,6 @@
 //! Starts processes of containers: [`create`] makes cgroup, root and init, which
-//! waits for [`Init::start`]; [`exec`] adds a process to a running container.
+//! waits for [`Init::start`]; [`exec`] adds a process to a running container. Where the
+//! plan names an OCI runtime, that does both (`oci`).
 //!
 //! A launch has two halves. The parent checks the plan and turns it into strings and
 //! descriptors (`prepare`); the child, after clone, walks (`child`, `identity`): no
@@ -21,6 +22,7 @@ mod mapped_layers;
 mod mask;
 mod mount;
 mod namespace;
+mod oci;
 mod overlay;
 mod path;
 mod plan;
@@ -42,10 +44,12 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 use crate::cgroup::{self, Cgroup};
 use crate::proto::plan::{LaunchPlan, Resources};
 use crate::sys::clone::Forked;
+use crate::sys::signalfd;
 
 pub use error::{Cause, Error};
 pub use exec::{ExecProcess, ExecTarget, exec, target_is_gone};
 pub use hook::{run as run_hook, state as hook_state};
+pub use oci::Runtime;
 pub use step::Step;
 pub use user_namespace::{Holder, Range, Ranges};
 
@@ -97,10 +101,23 @@ pub struct Init {
     pub cgroup: Cgroup,
     /// Of its user namespace, when it has one.
     pub user: Option<Ranges>,
-    /// Gone when it has been started.
-    channel: Option<OwnedFd>,
-    names: Names,
-    hooks: Option<hook::AtStart>,
+    by: By,
+}
+
+/// The folder in the bundle where config.json has the image volumes of a container that
+/// an OCI runtime makes, each by its place among the mounts.
+pub const VOLUMES: &str = "volumes";
+
+/// Who made an init, and lets it execute.
+#[derive(Debug)]
+enum By {
+    Launcher {
+        /// Gone when it has been started.
+        channel: Option<OwnedFd>,
+        names: Names,
+        hooks: Option<hook::AtStart>,
+    },
+    Runtime(Runtime),
 }
 
 /// Makes the cgroup with its limits, the root and the init; returns when the init has
@@ -111,6 +128,9 @@ pub struct Init {
 /// # Errors
 /// The failing step with the object's name. Nothing that was made is left then.
 pub fn create(plan: &LaunchPlan, bundle: &Path, stdio: Stdio) -> Result<Init, Error> {
+    if let Some(runtime) = &plan.runtime {
+        return oci::create(plan, runtime, bundle, stdio);
+    }
     create_by(plan, bundle, stdio, Way::Newest)
 }
 
@@ -143,9 +163,11 @@ fn create_by(plan: &LaunchPlan, bundle: &Path, stdio: Stdio, way: Way) -> Result
             console,
             cgroup,
             user: Some(Ranges::of_plan(&plan.uids, &plan.gids)).filter(|ranges| *ranges != Ranges::default()),
-            channel: Some(channel),
-            names,
-            hooks: hook::AtStart::of(plan, bundle),
+            by: By::Launcher {
+                channel: Some(channel),
+                names,
+                hooks: hook::AtStart::of(plan, bundle),
+            },
         }),
         Err(error) => {
             let _ = cgroup.kill();
@@ -246,15 +268,31 @@ impl Init {
     /// # Errors
     /// The step between the root and the command that failed.
     pub fn start(&mut self) -> Result<(), Error> {
-        let Some(channel) = self.channel.take() else {
+        let (channel, names, hooks) = match &mut self.by {
+            By::Launcher {
+                channel,
+                names,
+                hooks,
+            } => (channel.take(), names, hooks),
+            By::Runtime(runtime) => {
+                let started = runtime.start();
+                if started.is_err() {
+                    // It may wait for ever.
+                    let _ = self.cgroup.kill();
+                }
+                return started;
+            }
+        };
+        let Some(channel) = channel else {
             return Err(Error::plan("start", "the init was started before"));
         };
-        let describe = |failure: Failure| self.names.describe(&failure, None);
-        if let Some(hooks) = &self.hooks {
+        let describe = |failure: Failure| names.describe(&failure, None);
+        if let Some(hooks) = hooks {
             let target = ExecTarget {
                 pidfd: self.pidfd.as_fd(),
                 cgroup: &self.cgroup,
                 user: self.user.as_ref(),
+                runtime: None,
             };
             hooks.run(self.pid, &target)?;
         }
@@ -266,6 +304,47 @@ impl Init {
         match channel::hear(channel.as_fd()).at(Step::Talk).map_err(describe)? {
             Word::End | Word::Ready(_) | Word::Hooks | Word::Moved(_) => Ok(()),
             Word::Failed(failure) => Err(describe(failure)),
+        }
+    }
+
+    /// What an exec in its container needs.
+    #[must_use]
+    pub fn target(&self) -> ExecTarget<'_> {
+        ExecTarget {
+            pidfd: self.pidfd.as_fd(),
+            cgroup: &self.cgroup,
+            user: self.user.as_ref(),
+            runtime: self.runtime(),
+        }
+    }
+
+    /// Sends a signal: through the runtime, which may have a process of its own in the
+    /// place of the init; past it when that fails.
+    ///
+    /// # Errors
+    /// Those of pidfd_send_signal(2).
+    pub fn signal(&self, signal: i32) -> Result<(), Errno> {
+        match self.runtime().map(|runtime| runtime.kill(signal)) {
+            Some(Ok(())) => Ok(()),
+            _ => signalfd::send(self.pidfd.as_fd(), signal),
+        }
+    }
+
+    /// Has the runtime forget the container, which has ended, and removes its cgroup.
+    ///
+    /// # Errors
+    /// What stays, each in words.
+    pub fn remove(&self) -> Result<(), Error> {
+        let forgotten = self.runtime().map_or(Ok(()), Runtime::delete);
+        let removed = self.cgroup.remove().map_err(Error::from);
+        cgroup::remove_empty_parents(self.cgroup.parents_made());
+        forgotten.and(removed)
+    }
+
+    fn runtime(&self) -> Option<&Runtime> {
+        match &self.by {
+            By::Launcher { .. } => None,
+            By::Runtime(runtime) => Some(runtime),
         }
     }
 }

@@ -38,6 +38,7 @@ steps! {
     Clone => "clone3",
     LeavePid => "return from the pid namespace (setns)",
     Talk => "talk to the child",
+    View => "make a mount namespace for the OCI runtime (unshare)",
     // In the child.
     Undumpable => "make the process undumpable (prctl)",
     CloseFiles => "close descriptors (close_range)",

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use super::{Error, Samples, Timeline, Told};
 use crate::{
     proto::cri,
-    runtime::Shim,
+    runtime::{OciRuntime, Shim},
     store::{PodRow, Store},
 };
 
@@ -145,6 +145,9 @@ pub struct ContainerRecord {
     /// What the resources are since the first update; absent: those of the request.
     #[serde(default, with = "super::message")]
     pub resources: Option<cri::LinuxContainerResources>,
+    /// The OCI runtime that makes it; absent: the launcher does.
+    #[serde(default)]
+    pub runtime: Option<OciRuntime>,
     /// What its creation and start took.
     #[serde(default)]
     pub timeline: Timeline,

@@ -32,8 +32,8 @@ use super::{
     ttrpc::Code,
 };
 use crate::{
-    cgroup::{OomKill, OomWatch, remove_empty_parents},
-    launcher::{self, ExecTarget, Init, Stdio},
+    cgroup::{OomKill, OomWatch},
+    launcher::{self, Init, Stdio},
     proto::{
         plan::{ExitRecord, LaunchPlan, Resources, namespace::Kind},
         task::{ExecProcessRequest, StateResponse},
@@ -301,13 +301,9 @@ impl Task {
     }
 
     fn remove_cgroup(&self) {
-        if let Err(error) = self.init.cgroup.remove() {
-            note(format_args!(
-                "remove the cgroup of container {}: {error}",
-                self.id
-            ));
+        if let Err(error) = self.init.remove() {
+            note(format_args!("remove what container {} had: {error}", self.id));
         }
-        remove_empty_parents(self.init.cgroup.parents_made());
     }
 
     /// Reads a stream; whether it has ended, so that nobody waits for it any more.
@@ -397,7 +393,8 @@ impl Task {
                 .kill()
                 .map_err(|error| fault::internal("kill the container's cgroup", error))?;
         } else {
-            signalfd::send(self.init.pidfd.as_fd(), signal)
+            self.init
+                .signal(signal)
                 .map_err(|errno| fault::signal(&format!("container {}", self.id), signal, errno))?;
         }
         self.told_to_die |= all || signal == libc::SIGKILL;
@@ -453,12 +450,7 @@ impl Task {
     /// Runs an exec that was added; its pid. One that cannot be run is forgotten.
     pub fn start_exec(&mut self, id: &str) -> Result<i32, Fault> {
         self.running()?;
-        let target = ExecTarget {
-            pidfd: self.init.pidfd.as_fd(),
-            cgroup: &self.init.cgroup,
-            user: self.init.user.as_ref(),
-        };
-        let started = self.execs.start(id, &target);
+        let started = self.execs.start(id, &self.init.target());
         allocator::trim();
         started
     }

@@ -12,7 +12,7 @@ use super::{
     Built, Error, Inputs, Launch, SandboxInit, Volume, apparmor, capability, cdi, context, devices,
     hidden_paths,
     host::Host,
-    mounts, namespaces, plan, process,
+    mounts, namespaces, oci, plan, process,
     resources::{self, oom_score_adj},
     seccomp, selinux, signal, user, user_namespace,
 };
@@ -93,7 +93,8 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
     if let Some((uids, gids)) = user_namespace::mappings(inputs) {
         linux.set_uid_mappings(Some(uids)).set_gid_mappings(Some(gids));
     }
-    let mut annotations = made.annotations;
+    let mut annotations = handed_on(inputs);
+    annotations.extend(made.annotations);
     annotations.extend(cri_annotations(inputs));
     let mut spec = assemble(
         process,
@@ -115,8 +116,12 @@ pub fn build(inputs: &Inputs<'_>) -> Result<Built, Error> {
         stdin: request.stdin,
         stdin_once: request.stdin && request.stdin_once,
     };
+    let plan = plan::plan(&spec, &launch)?;
+    if let Some(runtime) = inputs.handler.oci {
+        oci::adapt(&mut spec, inputs, runtime)?;
+    }
     Ok(Built {
-        plan: plan::plan(&spec, &launch)?,
+        plan,
         stop_signal: signal::stop_signal(request, &inputs.image.stop_signal, &mut warnings)?,
         user: cri::LinuxContainerUser {
             uid: identity.uid.into(),
@@ -194,6 +199,21 @@ fn check_privilege(inputs: &Inputs<'_>, security: &LinuxContainerSecurityContext
         ));
     }
     Ok(())
+}
+
+/// The annotations of the pod and of the container that their handler lets through;
+/// the container's win.
+fn handed_on(inputs: &Inputs<'_>) -> HashMap<String, String> {
+    let handler = inputs.handler;
+    let pod = (&inputs.sandbox.config.annotations, handler.pod_annotations);
+    let container = (&inputs.request.annotations, handler.container_annotations);
+    let mut found = HashMap::new();
+    for (annotations, patterns) in [pod, container] {
+        let wanted = |key: &str| patterns.iter().any(|pattern| oci::matches(pattern, key));
+        let known = annotations.iter().filter(|(key, _)| wanted(key));
+        found.extend(known.map(|(key, value)| (key.clone(), value.clone())));
+    }
+    found
 }
 
 /// The annotations that hooks and handlers know from containerd.

@@ -44,7 +44,7 @@ pub(super) fn devices(inputs: &Inputs<'_>) -> Result<Devices, Error> {
             default_rules()
         },
     };
-    if privileged {
+    if privileged && !inputs.handler.privileged_without_host_devices {
         let mut found = Vec::new();
         walk(Path::new("/dev"), Path::new("/dev"), 0, &mut found)?;
         made.nodes.extend(found.iter().map(Node::to_oci));

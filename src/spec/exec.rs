@@ -1,6 +1,6 @@
 //! The process of an exec: the container's own, but for what it executes.
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Process, Spec};
 
 use super::{Error, plan::process_of};
 use crate::proto::plan as wire;
@@ -27,5 +27,22 @@ pub fn exec_process(spec: &Spec, command: &[String], terminal: bool) -> Result<w
     if terminal && !made.env.iter().any(|entry| entry.starts_with(b"TERM=")) {
         made.env.push(b"TERM=xterm".to_vec());
     }
+    Ok(made)
+}
+
+/// [`exec_process`], with the process as an OCI runtime wants it.
+pub fn oci_exec_process(spec: &Spec, command: &[String], terminal: bool) -> Result<wire::Process, Error> {
+    let mut made = exec_process(spec, command, terminal)?;
+    let mut process: Process = spec.process().clone().unwrap_or_default();
+    let mut env = process.env().clone().unwrap_or_default();
+    if terminal && !env.iter().any(|entry| entry.starts_with("TERM=")) {
+        env.push("TERM=xterm".to_owned());
+    }
+    process
+        .set_args(Some(command.to_vec()))
+        .set_env(Some(env))
+        .set_terminal(Some(terminal))
+        .set_console_size(None);
+    made.oci = serde_json::to_vec(&process).map_err(|e| Error::spec("process", e.to_string()))?;
     Ok(made)
 }

@@ -53,6 +53,12 @@ pub(super) fn requested(index: usize, asked: &cri::Mount, inputs: &Inputs<'_>) -
     Ok(mount)
 }
 
+/// Whether an option is for the launcher, and not one that every mount may have.
+pub(super) fn is_own(option: &str) -> bool {
+    let key = option.split('=').next().unwrap_or_default();
+    [LOWER, SUB_PATH].contains(&key)
+}
+
 /// What a mount of an image must not ask for.
 pub(super) fn check(asked: &cri::Mount) -> Result<(), Error> {
     let field = |name: &str| format!("mounts[{:?}].{name}", asked.container_path);

@@ -24,6 +24,7 @@ mod host;
 mod image_volumes;
 mod mounts;
 mod namespaces;
+mod oci;
 mod plan;
 mod plan_mounts;
 mod process;
@@ -55,7 +56,7 @@ use crate::{
 pub use self::{
     build::{build, sandbox_plan},
     error::Error,
-    exec::exec_process,
+    exec::{exec_process, oci_exec_process},
     hooks::{LaterHooks, later_hooks},
     host::Host,
     mounts::prepare_host_paths,
@@ -85,7 +86,30 @@ pub struct Inputs<'a> {
     pub volumes_dir: &'a Path,
     /// The layers of the images that the request mounts.
     pub volume_images: &'a [VolumeImage],
+    pub handler: &'a HandlerView<'a>,
     pub host: &'a Host,
+}
+
+/// What the runtime handler of the pod has to say.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HandlerView<'a> {
+    /// Patterns of annotations that config.json gets: of the pod, of the container.
+    pub pod_annotations: &'a [String],
+    pub container_annotations: &'a [String],
+    pub privileged_without_host_devices: bool,
+    /// The OCI runtime that makes the container; `None`: the launcher does.
+    pub oci: Option<OciView<'a>>,
+}
+
+/// An OCI runtime, as far as a spec can ask too much of it.
+#[derive(Clone, Copy, Debug)]
+pub struct OciView<'a> {
+    /// The handler's name, for messages.
+    pub handler: &'a str,
+    /// The container's bundle.
+    pub bundle: &'a Path,
+    pub recursive_read_only: bool,
+    pub id_mapped_mounts: bool,
 }
 
 impl std::fmt::Debug for Inputs<'_> {

@@ -63,6 +63,7 @@ pub fn plan(spec: &Spec, launch: &Launch<'_>) -> Result<wire::LaunchPlan, Error>
         stdin: launch.stdin,
         stdin_once: launch.stdin_once,
         sandbox_init: false,
+        runtime: None,
         hooks: hooks::plan(spec)?,
         rootfs_propagation: propagation(linux.rootfs_propagation().as_deref())?.into(),
         uids,
@@ -275,6 +276,7 @@ pub(super) fn process_of(process: &Process, spec: &Spec) -> Result<wire::Process
         apparmor_profile: process.apparmor_profile().clone().unwrap_or_default(),
         selinux_label: process.selinux_label().clone().unwrap_or_default(),
         umask: user.umask(),
+        oci: Vec::new(),
     })
 }
 

@@ -13,7 +13,7 @@ const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/b
 
 /// Annotations `dev.berth.env.NAME` hold the bytes, in base64, of a variable whose
 /// value is not UTF-8: config.json cannot, and the CRI's KeyValue can.
-const ENV_ANNOTATION: &str = "dev.berth.env.";
+pub(super) const ENV_ANNOTATION: &str = "dev.berth.env.";
 
 /// The process, and annotations that belong to it.
 pub(super) struct Made {

@@ -292,6 +292,7 @@ impl Running {
             stderr: write,
         };
         let target = ExecTarget {
+            runtime: None,
             pidfd: self.init.pidfd.as_fd(),
             cgroup: &self.init.cgroup,
             user: self.init.user.as_ref(),

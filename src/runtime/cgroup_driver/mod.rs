@@ -254,7 +254,8 @@ pub fn is_of_container(name: &str) -> bool {
     id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-fn is_scope(path: &str) -> bool {
+/// Whether a cgroup is one that systemd makes, by its path.
+pub fn is_scope(path: &str) -> bool {
     path.ends_with(".scope")
 }
 

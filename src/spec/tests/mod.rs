@@ -132,6 +132,7 @@ impl Case {
             read_image_file: &read,
             volumes_dir: &PathBuf::from("/containers/c/volumes"),
             volume_images: &self.volume_images,
+            handler: &HandlerView::default(),
             host: &self.host,
         })
     }
