@@ -143,9 +143,14 @@ impl Client {
     }
 
     pub async fn run_pod_with(&self, config: cri::PodSandboxConfig) -> Result<Pod, Status> {
+        self.run_pod_by("", config).await
+    }
+
+    /// With a runtime handler; empty: the default one.
+    pub async fn run_pod_by(&self, handler: &str, config: cri::PodSandboxConfig) -> Result<Pod, Status> {
         let request = cri::RunPodSandboxRequest {
             config: Some(config.clone()),
-            runtime_handler: String::new(),
+            runtime_handler: handler.into(),
         };
         if !config.log_directory.is_empty() {
             fs::create_dir_all(&config.log_directory)?;
