@@ -187,6 +187,26 @@ impl Client {
         Ok(id)
     }
 
+    /// Creates, and starts what must fail: the container, and the error. None: it could
+    /// not even be created, as OCI runtimes look for the program then.
+    pub async fn run_broken(
+        &self,
+        pod: &Pod,
+        config: cri::ContainerConfig,
+    ) -> Result<(Option<String>, Status)> {
+        match self.create(pod, config).await {
+            Ok(id) => match self.start(&id).await {
+                Ok(()) => bail!("container {id} was started"),
+                Err(error) => Ok((Some(id), error)),
+            },
+            Err(error) if crate::handler().is_some() => {
+                eprintln!("refused by its runtime when it is created: {error}");
+                Ok((None, error))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Runs a shell script to its end and gives its output and code.
     pub async fn run_to_end(&self, pod: &Pod, config: cri::ContainerConfig) -> Result<Output> {
         let id = self.run(pod, config).await?;

@@ -28,7 +28,7 @@ pub mod websocket;
 pub use berth::proto::cri;
 pub use client::{Client, Output, Pod};
 pub use images::Image;
-pub use node::Node;
+pub use node::{Node, handler};
 pub use registry::Registry;
 pub use spdy::Spdy;
 pub use story::Story;

@@ -194,6 +194,10 @@ async fn volumes_of_the_image_and_symlinks_as_targets() -> Result {
     let pod = client.run_pod("volumes").await?;
     let mut config = client.script("c", &image.tag, "sleep 1000");
     config.mounts = vec![mount(host.path(), "/link"), mount(host.path(), "/out/inside")];
+    if e2e::handler().as_deref() == Some("crun") {
+        eprintln!("skipped: crun 1.8 mounts over no link that leads nowhere");
+        return story.finish().await;
+    }
     let id = client.run(&pod, config).await?;
     assert_eq!(
         client.sh(&id, "cat /vol/seed; stat -c ' %u %g %a' /vol").await?,

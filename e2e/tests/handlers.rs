@@ -195,7 +195,7 @@ impl Fake {
              case $mode in\n\
              fail-$verb) echo '{{\"level\":\"error\",\"msg\":\"no \\\"room\\\" on this node\"}}' >runtime.log; exit 1;;\n\
              hang-$verb) sleep 1000;;\n\
-             slow-$verb) sleep 3;;\n\
+             slow-$verb) exec sleep 30;;\n\
              esac\n\
              exec {runc} \"$@\"\n",
             folder = folder.path().display(),
@@ -404,6 +404,23 @@ async fn annotations_and_devices_are_the_handlers() -> Result {
     let spec: serde_json::Value = serde_json::from_slice(&fs::read(bundle.join("config.json"))?)?;
     assert_eq!(spec["annotations"]["io.example/a"], "1");
     assert_eq!(spec["annotations"]["io.other/b"], serde_json::Value::Null);
+    // What a runtime cannot do is refused when the pod is run.
+    let mut config = client.pod_config("mapped");
+    let options = e2e::client::pod_security(&mut config)
+        .namespace_options
+        .get_or_insert_default();
+    let ids = vec![cri::IdMapping {
+        container_id: 0,
+        host_id: 100_000,
+        length: 65_536,
+    }];
+    options.userns_options = Some(cri::UserNamespace {
+        mode: cri::NamespaceMode::Pod.into(),
+        uids: ids.clone(),
+        gids: ids,
+    });
+    let refused = client.run_pod_by("runc", config).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     let nodes = client.sh(&id, "ls /dev | grep -c -e kmsg -e mem || true").await?;
     assert_eq!(nodes, "0", "devices of the host");
     story.finish().await

@@ -56,15 +56,14 @@ async fn handlers_features_and_configuration() -> Result {
         .map(|handler| (&*handler.name, handler.features.unwrap_or_default()))
         .collect();
     assert_eq!(handlers.len(), told.runtime_handlers.len(), "each name once");
-    assert_eq!(
-        handlers.keys().copied().collect::<Vec<_>>(),
-        ["", "berth", "other", "small"]
-    );
-    assert!(
-        handlers
-            .values()
-            .all(|features| features.recursive_read_only_mounts)
-    );
+    let runtime = e2e::handler();
+    let mut expected = vec!["", "berth", "other", "small"];
+    expected.extend(runtime.as_deref());
+    expected.sort_unstable();
+    assert_eq!(handlers.keys().copied().collect::<Vec<_>>(), expected);
+    for name in ["berth", "other", "small"] {
+        assert!(handlers[name].recursive_read_only_mounts, "{name}");
+    }
     // What is said of handlers is so: a pod of each runs, and says whose it is.
     for name in handlers.keys() {
         let config = client.pod_config(&format!("by-{name}"));

@@ -23,7 +23,12 @@ async fn what_is_mounted_below_is_read_only_too() -> Result {
     let handlers = told.into_inner().runtime_handlers;
     let default = handlers.iter().find(|handler| handler.name.is_empty());
     let features = default.and_then(|handler| handler.features.as_ref());
-    assert!(features.is_some_and(|features| features.recursive_read_only_mounts));
+    let possible = features.is_some_and(|features| features.recursive_read_only_mounts);
+    if let (false, Some(runtime)) = (possible, e2e::handler()) {
+        eprintln!("skipped: {runtime} does not say that it can, so it is not asked to");
+        return story.finish().await;
+    }
+    assert!(possible);
 
     let host = tempfile::tempdir()?;
     let below = Mounted(host.path().join("below"));

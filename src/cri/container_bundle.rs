@@ -74,7 +74,7 @@ impl Bundle {
         let runtime = self.container.record().runtime;
         let handler = self.node.handlers.get(&self.sandbox.record().handler)?;
         let bundle = self.node.paths.bundle(id);
-        let can = handler.known().map(|found| found.features).unwrap_or_default();
+        let can = handler.known().unwrap_or_default().features;
         let handler_view = spec::HandlerView {
             pod_annotations: &handler.settings.pod_annotations,
             container_annotations: &handler.settings.container_annotations,
@@ -82,7 +82,7 @@ impl Bundle {
             oci: runtime.as_ref().map(|runtime| spec::OciView {
                 handler: &runtime.handler,
                 bundle: &bundle,
-                recursive_read_only: can.recursive_read_only,
+                mount_options: &can.mount_options,
                 id_mapped_mounts: can.id_mapped_mounts,
             }),
         };

@@ -59,9 +59,10 @@ async fn network(node: &Node) -> cri::RuntimeCondition {
 fn handlers(node: &Node) -> Vec<cri::RuntimeHandler> {
     let features = |handler: &Handler| {
         if handler.settings.is_oci() {
-            let runtime = handler.known().map(|found| found.features);
             cri::RuntimeHandlerFeatures {
-                recursive_read_only_mounts: runtime.is_some_and(|can| can.recursive_read_only),
+                recursive_read_only_mounts: handler
+                    .known()
+                    .is_some_and(|found| found.features.recursive_read_only()),
                 user_namespaces: false,
             }
         } else {

@@ -73,6 +73,10 @@ impl Error {
                 errno: Errno::INVAL | Errno::RANGE,
                 ..
             }) => Cause::Request,
+            // No program, or none that may be executed: some runtimes look before the start.
+            Self::Runtime {
+                exit_code: 126 | 127, ..
+            } => Cause::State,
             Self::Step { step, .. } => match step {
                 Step::OpenSource
                 | Step::SourceAttributes

@@ -99,7 +99,8 @@ impl Handlers {
             match handler.probe().await {
                 Ok(Some(found)) => tracing::info!(
                     handler = handler.name, path = %found.path.display(), version = found.version,
-                    features = ?found.features, "runtime handler"
+                    recursive_read_only = found.features.recursive_read_only(),
+                    id_mapped_mounts = found.features.id_mapped_mounts, "runtime handler"
                 ),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "its pods are refused until then"),
@@ -215,7 +216,7 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
         let found = fake.probe().await.unwrap().unwrap();
         assert_eq!(found.version, "fake 1.2");
-        assert!(found.features.recursive_read_only && !found.features.id_mapped_mounts);
+        assert!(found.features.recursive_read_only() && !found.features.id_mapped_mounts);
         let runtime = fake.runtime(true).await.unwrap().unwrap();
         assert_eq!(
             runtime.args,

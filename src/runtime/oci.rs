@@ -3,6 +3,7 @@
 //! shim has died. Everything else the shim has it do (`launcher::oci`).
 
 use std::{
+    collections::BTreeSet,
     env, io,
     path::{Path, PathBuf},
     process::Stdio,
@@ -39,7 +40,7 @@ pub enum Error {
 }
 
 /// A binary that has said what it is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Probe {
     /// Absolute.
     pub path: PathBuf,
@@ -48,11 +49,40 @@ pub struct Probe {
     pub features: Features,
 }
 
+/// Options of bind mounts that every runtime knows; of one that does not say more by
+/// `features` no other is asked.
+const MOUNT_OPTIONS: [&str; 24] = [
+    "bind",
+    "rbind",
+    "private",
+    "rprivate",
+    "slave",
+    "rslave",
+    "shared",
+    "rshared",
+    "ro",
+    "rw",
+    "suid",
+    "nosuid",
+    "dev",
+    "nodev",
+    "exec",
+    "noexec",
+    "atime",
+    "noatime",
+    "diratime",
+    "nodiratime",
+    "relatime",
+    "norelatime",
+    "strictatime",
+    "nostrictatime",
+];
+
 /// What a runtime can do that not every one can.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Features {
-    /// Mounts that are read-only with all below them.
-    pub recursive_read_only: bool,
+    /// Options of bind mounts.
+    pub mount_options: BTreeSet<String>,
     /// Mounts that show their owners through a user namespace.
     pub id_mapped_mounts: bool,
     /// Execs in a cgroup below the container's.
@@ -113,7 +143,7 @@ impl Probe {
             Ok(text) => Features::read(&text),
             Err(error) => {
                 tracing::debug!(%error, "it does not say its features");
-                Features::default()
+                Features::read("")
             }
         };
         let help = say(&path, "exec", &["--help"]).await;
@@ -127,12 +157,18 @@ impl Probe {
 }
 
 impl Features {
+    /// Mounts can be read-only with all below them.
+    pub fn recursive_read_only(&self) -> bool {
+        self.mount_options.contains("rro")
+    }
+
     /// Of the JSON of `features`, runtime spec "Features Structure".
     fn read(text: &str) -> Features {
         let json: serde_json::Value = serde_json::from_str(text).unwrap_or_default();
-        let options = json["mountOptions"].as_array();
+        let said = json["mountOptions"].as_array().into_iter().flatten();
+        let said = said.filter_map(|option| option.as_str());
         Features {
-            recursive_read_only: options.is_some_and(|all| all.iter().any(|option| option == "rro")),
+            mount_options: MOUNT_OPTIONS.into_iter().chain(said).map(str::to_owned).collect(),
             id_mapped_mounts: json["linux"]["mountExtensions"]["idmap"]["enabled"] == true,
             exec_cgroup: false,
         }
@@ -219,8 +255,10 @@ mod tests {
     fn features_are_those_that_are_said() {
         let text = r#"{"mountOptions":["ro","rro"],"linux":{"mountExtensions":{"idmap":{"enabled":true}}}}"#;
         let read = Features::read(text);
-        assert!(read.recursive_read_only && read.id_mapped_mounts);
-        assert_eq!(Features::read("{}"), Features::default());
-        assert_eq!(Features::read("no json"), Features::default());
+        assert!(read.recursive_read_only() && read.id_mapped_mounts);
+        let silent = Features::read("no json");
+        assert!(!silent.recursive_read_only() && !silent.id_mapped_mounts);
+        assert!(silent.mount_options.contains("nosuid"));
+        assert_eq!(Features::read("{}"), silent);
     }
 }

@@ -42,6 +42,7 @@ mod user_namespace;
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
@@ -108,7 +109,8 @@ pub struct OciView<'a> {
     pub handler: &'a str,
     /// The container's bundle.
     pub bundle: &'a Path,
-    pub recursive_read_only: bool,
+    /// The options of bind mounts that it knows.
+    pub mount_options: &'a BTreeSet<String>,
     pub id_mapped_mounts: bool,
 }
 

@@ -185,11 +185,17 @@ fn pod_mounts(inputs: &Inputs<'_>) -> Vec<Mount> {
         .filter_map(|(target, file)| Some(bind(file.as_ref()?, target, &["rbind", "rprivate", access])))
         .collect();
     let shm = if super::namespaces::options(inputs).ipc() == NamespaceMode::Node {
-        Some(Path::new("/dev/shm"))
+        Some(bind(
+            Path::new("/dev/shm"),
+            "/dev/shm",
+            &["rbind", "rprivate", "rw"],
+        ))
     } else {
-        sandbox.shm.as_deref()
+        // As the pod's is mounted: there are runtimes (crun) that clear what is not named.
+        let options = ["rbind", "rprivate", "rw", "nosuid", "noexec", "nodev"];
+        sandbox.shm.as_deref().map(|shm| bind(shm, "/dev/shm", &options))
     };
-    mounts.extend(shm.map(|shm| bind(shm, "/dev/shm", &["rbind", "rprivate", "rw"])));
+    mounts.extend(shm);
     mounts
         .into_iter()
         .map(|mount| user_namespace::own(mount, inputs))

@@ -32,16 +32,28 @@ pub(super) fn adapt(spec: &mut Spec, inputs: &Inputs<'_>, runtime: OciView<'_>) 
     }
     for (index, mount) in spec.mounts_mut().iter_mut().flatten().enumerate() {
         let field = format!("mounts[{}]", mount.destination().display());
-        let options = mount.options().as_deref().unwrap_or_default();
-        if options.iter().any(|option| option == "rro") && !runtime.recursive_read_only {
-            return Err(refused(&field, "it is to be read-only with all below it"));
-        }
         if mount.uid_mappings().is_some() && !runtime.id_mapped_mounts {
             return Err(refused(&field, "it is to show its owners in a user namespace"));
         }
         if mount.typ().as_deref() == Some("overlay") {
             *mount = of_image(mount, &runtime.bundle.join(VOLUMES).join(index.to_string()));
         }
+        // What a runtime does not know it passes over, and some options take rights away.
+        let is_bind = mount.typ().as_deref() == Some("bind");
+        let known = |option: &&String| runtime.mount_options.contains(*option) || option.as_str() == "ridmap";
+        let unknown = mount.options().iter().flatten().find(|option| !known(option));
+        if let Some(option) = unknown.filter(|_| is_bind) {
+            return Err(refused(&field, &format!("it has the option {option:?}")));
+        }
+    }
+    if !inputs.host.unified
+        && let Some(limits) = spec
+            .linux_mut()
+            .as_mut()
+            .and_then(|linux| linux.resources_mut().as_mut())
+    {
+        // Of a v2 hierarchy beside v1, which the runtime does not see: the shim's to set.
+        limits.set_unified(None).set_hugepage_limits(None);
     }
     if let (Some(path), Some(linux)) = (systemd_path(inputs.cgroup), spec.linux_mut()) {
         linux.set_cgroups_path(Some(path.into()));

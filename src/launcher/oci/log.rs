@@ -26,6 +26,10 @@ pub fn message(text: &str) -> Option<String> {
     let error = lines().find(|line| field(line, "level").as_deref() == Some("error"));
     let line = error.or_else(|| lines().next())?;
     let mut told = field(line, "msg").unwrap_or_else(|| line.trim().to_owned());
+    // crun's words from inside of the container are themselves such a line.
+    while let Some(inner) = field(&told, "msg").filter(|_| told.starts_with('{')) {
+        told = inner;
+    }
     if let Some((at, _)) = told.char_indices().nth(TOLD) {
         told.truncate(at);
         told.push('…');
@@ -71,6 +75,9 @@ mod tests {
         assert_eq!(message(log).unwrap(), "exec: \"nope\": not found!");
         let other_order = "{ \"msg\": \"open `/x`: gone\", \"level\": \"error\" }";
         assert_eq!(message(other_order).unwrap(), "open `/x`: gone");
+        let nested =
+            "{\"msg\":\"{\\\"msg\\\":\\\"within\\\",\\\"level\\\":\\\"error\\\"}\",\"level\":\"error\"}";
+        assert_eq!(message(nested).unwrap(), "within");
         assert_eq!(message("some words\nplain text\n\n").unwrap(), "plain text");
         assert_eq!(message("\n"), None);
         assert_eq!(

@@ -23,15 +23,15 @@ use std::time::Duration;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cgroup::{self, Cgroup, Layout};
-use crate::proto::plan::{self, LaunchPlan};
+use crate::proto::plan::{self, LaunchPlan, Resources};
 
 use super::error::Names;
 use super::exec::ExecProcess;
 use super::overlay::Problem;
-use super::{By, Error, ExecTarget, Init, Stdio, identity, namespace};
+use super::{By, Error, ExecTarget, Init, Stdio, identity, namespace, process};
 
 use console::ConsoleSocket;
-use run::Stream;
+use run::{Around, Stream};
 use view::View;
 
 /// A signal is wanted at once: whoever waits for it kills next.
@@ -49,6 +49,9 @@ pub struct Runtime {
     exec_cgroup: bool,
     id: String,
     bundle: PathBuf,
+    /// Where the runtime has put the init, when that is below the container's cgroup:
+    /// crun has a cgroup of its own in a scope of systemd.
+    inner: Option<Cgroup>,
 }
 
 /// Makes the cgroup, and has the runtime make the container in it. The caller must
@@ -72,18 +75,31 @@ pub fn create(plan: &LaunchPlan, wanted: &plan::Runtime, bundle: &Path, stdio: S
     } else {
         Cgroup::create(&place.path)?
     };
-    let made = runtime.create(&view, &cgroup, terminal, stdio).and_then(|made| {
-        let scope = place.delegated.then(|| Cgroup::adopt(&place.path));
-        Ok((made, scope.transpose()?))
-    });
+    // Before, for a limit that cannot be is told by us as for any container, and after,
+    // for what it comes to is not left to the runtime. Devices are the runtime's.
+    let limits = Resources {
+        devices: Vec::new(),
+        ..place.resources.clone().unwrap_or_default()
+    };
+    let made = (|| {
+        if !place.delegated {
+            cgroup.apply(&limits)?;
+        }
+        let made = runtime.create(&view, &cgroup, terminal, stdio)?;
+        let scope = place.delegated.then(|| Cgroup::adopt(&place.path)).transpose()?;
+        scope.as_ref().unwrap_or(&cgroup).apply(&limits)?;
+        let inner = is_pure_v2().then(|| inner(made.0, &place.path)).flatten();
+        let inner = inner.map(|path| Cgroup::open(&path)).transpose()?;
+        Ok((made, scope, inner))
+    })();
     match made {
-        Ok(((pid, pidfd, console), scope)) => Ok(Init {
+        Ok(((pid, pidfd, console), scope, inner)) => Ok(Init {
             pid,
             pidfd,
             console,
             cgroup: scope.unwrap_or(cgroup),
             user: None,
-            by: By::Runtime(runtime),
+            by: By::Runtime(Runtime { inner, ..runtime }),
         }),
         Err(error) => {
             let _ = cgroup.kill();
@@ -110,12 +126,13 @@ impl Runtime {
             exec_cgroup: wanted.exec_cgroup,
             id: id.to_owned(),
             bundle: bundle.to_owned(),
+            inner: None,
         })
     }
 
     fn create(
         &self,
-        view: &View,
+        view: &View<'_>,
         cgroup: &Cgroup,
         terminal: bool,
         stdio: Stdio,
@@ -127,7 +144,12 @@ impl Runtime {
             args.extend(["--console-socket", console.name()]);
         }
         args.push(&self.id);
-        self.run(&args, self.limit, stdio, Some(view), unified(cgroup))?;
+        let around = Around {
+            view: Some(view),
+            cgroup: unified(cgroup),
+            ..Around::default()
+        };
+        self.run(&args, self.limit, stdio, around)?;
         let (pid, pidfd) = self.started(PID_FILE, "create")?;
         let console = self.console(console, "create")?;
         Ok((pid, pidfd, console))
@@ -135,14 +157,17 @@ impl Runtime {
 
     /// Lets the init execute its program.
     pub fn start(&self) -> Result<(), Error> {
-        self.run(&["start", &self.id], self.limit, Stdio::null()?, None, None)
+        let around = Around::default();
+        self.run(&["start", &self.id], self.limit, Stdio::null()?, around)
     }
 
     /// Sends a signal to the container.
     pub fn kill(&self, signal: i32) -> Result<(), Error> {
         let signal = signal.to_string();
         let limit = self.limit.min(KILL_LIMIT);
-        self.run(&["kill", &self.id, &signal], limit, Stdio::null()?, None, None)
+        let around = Around::default();
+        let args = ["kill", &self.id, &signal];
+        self.run(&args, limit, Stdio::null()?, around)
     }
 
     /// Removes what the runtime keeps of the container, and kills what is left of it.
@@ -152,13 +177,8 @@ impl Runtime {
     /// What it said.
     pub fn delete(&self) -> Result<(), Error> {
         let limit = self.limit.min(KILL_LIMIT);
-        self.run(
-            &["delete", "--force", &self.id],
-            limit,
-            Stdio::null()?,
-            None,
-            None,
-        )
+        let args = ["delete", "--force", &self.id];
+        self.run(&args, limit, Stdio::null()?, Around::default())
     }
 
     /// A process of its own in the container, in a cgroup of its own where the
@@ -178,8 +198,8 @@ impl Runtime {
         files
             .write(&process.oci)
             .map_err(|e| self.failed("exec", "write", &e))?;
-        let cgroup = target.cgroup.child(&name)?;
-        let started = self.exec_in(cgroup.as_ref(), process.terminal, &files, stdio);
+        let cgroup = self.inner.as_ref().unwrap_or(target.cgroup).child(&name)?;
+        let started = self.exec_in(cgroup.as_ref(), process, &files, stdio);
         match started {
             Ok((pid, pidfd, console)) => Ok(ExecProcess {
                 pid,
@@ -200,10 +220,11 @@ impl Runtime {
     fn exec_in(
         &self,
         cgroup: Option<&Cgroup>,
-        terminal: bool,
+        process: &plan::Process,
         files: &ExecFiles,
         stdio: Stdio,
     ) -> Result<(i32, OwnedFd, Option<OwnedFd>), Error> {
+        let terminal = process.terminal;
         let mut args = vec!["exec", "--detach", "--process", &files.process];
         args.extend(["--pid-file", &files.pid]);
         let console = self.console_socket(terminal, &files.console)?;
@@ -217,8 +238,17 @@ impl Runtime {
         args.push(&self.id);
         // With a terminal these are not the process's.
         let stdio = if terminal { Stdio::null()? } else { stdio };
-        self.run(&args, self.limit, stdio, None, cgroup.and_then(unified))?;
+        let around = Around {
+            view: None,
+            cgroup: cgroup.and_then(unified),
+            oom_score_adj: process::oom_score_adj(process.oom_score_adj)?,
+        };
+        self.run(&args, self.limit, stdio, around)?;
         let (pid, pidfd) = self.started(&files.pid, "exec")?;
+        if let Some(score) = process.oom_score_adj {
+            // runc before 1.2 gives it the score that the container was made with.
+            let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string());
+        }
         if let Some(cgroup) = cgroup.filter(|_| !by_name && is_pure_v2()) {
             // What it has started by now stays in the container's. ESRCH: it has ended.
             let _ = cgroup.add(pid);
@@ -275,6 +305,14 @@ impl Runtime {
 /// the v2 hierarchy and so cannot put them there.
 fn unified(cgroup: &Cgroup) -> Option<BorrowedFd<'_>> {
     cgroup.fd_for_clone().filter(|_| !is_pure_v2())
+}
+
+/// The v2 cgroup of a process, when it is below `path`.
+fn inner(pid: i32, path: &str) -> Option<String> {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let own = table.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let below = own.strip_prefix(path)?;
+    below.starts_with('/').then(|| own.to_owned())
 }
 
 fn is_pure_v2() -> bool {

@@ -21,7 +21,7 @@ use crate::sys::signal;
 use super::super::error::Names;
 use super::super::hook::within;
 use super::super::step::{At, Failure, Step, Walk};
-use super::super::{Error, Stdio, channel, child, identity, plan};
+use super::super::{Error, Stdio, channel, child, filesystem, identity, plan};
 use super::{Runtime, View, log, view};
 
 /// Where a runtime and its hooks look for programs.
@@ -39,6 +39,17 @@ impl Stream {
     }
 }
 
+/// What a run is in.
+#[derive(Debug, Default)]
+pub struct Around<'a> {
+    /// The mounts that it alone sees.
+    pub view: Option<&'a View<'a>>,
+    /// Its own cgroup, which its children inherit.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Its own score, which its children inherit: not every runtime sets that of an exec.
+    pub oom_score_adj: Option<i32>,
+}
+
 /// What the child needs: made before it is forked.
 struct Prepared<'a> {
     program: CString,
@@ -46,14 +57,13 @@ struct Prepared<'a> {
     env: Strings,
     bundle: CString,
     stdio: [OwnedFd; 3],
-    view: Option<&'a View>,
+    around: Around<'a>,
     /// The mount of a v2 hierarchy beside those of v1.
     hidden: Option<CString>,
 }
 
 impl Runtime {
-    /// Runs the binary to its end. It dies with the caller, in the cgroup `cgroup`
-    /// when given; `view` are the mounts that it alone sees.
+    /// Runs the binary to its end. It dies with the caller.
     ///
     /// # Errors
     /// What it said last when it failed; that it was killed when it took too long.
@@ -62,16 +72,15 @@ impl Runtime {
         args: &[&str],
         limit: Duration,
         stdio: Stdio,
-        view: Option<&View>,
-        cgroup: Option<BorrowedFd<'_>>,
+        around: Around<'_>,
     ) -> Result<(), Error> {
         let verb = args.first().copied().unwrap_or_default();
         let log = self.bundle.join(LOG);
         let _ = fs::remove_file(&log);
         let failed = |message: String| self.error(verb, message);
         let said = || log::last_error(&log);
-        let prepared = self.prepare(args, stdio, view)?;
-        let (pid, pidfd) = self.spawn(&prepared, cgroup)?;
+        let prepared = self.prepare(args, stdio, around)?;
+        let (pid, pidfd) = self.spawn(&prepared)?;
         drop(prepared);
         match within(limit, pidfd.as_fd()) {
             Ok(true) => {}
@@ -114,12 +123,7 @@ impl Runtime {
         }
     }
 
-    fn prepare<'a>(
-        &self,
-        args: &[&str],
-        stdio: Stdio,
-        view: Option<&'a View>,
-    ) -> Result<Prepared<'a>, Error> {
+    fn prepare<'a>(&self, args: &[&str], stdio: Stdio, around: Around<'a>) -> Result<Prepared<'a>, Error> {
         let mut all = vec![self.program.as_str()];
         all.extend(self.args.iter().map(String::as_str));
         all.extend(["--log", LOG, "--log-format", "json"]);
@@ -133,20 +137,20 @@ impl Runtime {
             env: Strings::new(vec![plan::field("runtime.env", PATH)?]),
             bundle: plan::field("bundle", self.bundle.as_os_str().as_bytes())?,
             stdio: high(stdio).map_err(|e| Error::plan("stdio", format!("copy a descriptor: {e}")))?,
-            view,
+            around,
             hidden: hidden()?,
         })
     }
 
-    fn spawn(
-        &self,
-        prepared: &Prepared<'_>,
-        cgroup: Option<BorrowedFd<'_>>,
-    ) -> Result<(i32, OwnedFd), Error> {
+    fn spawn(&self, prepared: &Prepared<'_>) -> Result<(i32, OwnedFd), Error> {
         let names = Names::of_program(&self.program);
-        let describe = |failure: Failure| names.describe(&failure, None);
+        let plan = prepared.around.view.map(|view| view.plan);
+        let describe = |failure: Failure| names.describe(&failure, plan);
         let (socket, child_end) = channel::pair().at(Step::Channel).map_err(describe)?;
-        let Forked::Parent { pid, pidfd } = clone3(0, cgroup).at(Step::Clone).map_err(describe)? else {
+        let Forked::Parent { pid, pidfd } = clone3(0, prepared.around.cgroup)
+            .at(Step::Clone)
+            .map_err(describe)?
+        else {
             let Err(failure) = walk(prepared, child_end.as_fd());
             child::fail(&failure, child_end.as_fd())
         };
@@ -172,10 +176,14 @@ fn walk(prepared: &Prepared<'_>, socket: BorrowedFd<'_>) -> Walk<Infallible> {
     // A runtime without a shim would go on where nobody expects it.
     set_parent_process_death_signal(Some(Signal::KILL)).at(Step::Signals)?;
     setsid().at(Step::Session)?;
-    if prepared.view.is_some() || prepared.hidden.is_some() {
+    if prepared.around.oom_score_adj.is_some() {
+        let procfs = filesystem::private_procfs()?;
+        identity::set_oom_score(prepared.around.oom_score_adj, procfs.as_fd())?;
+    }
+    if prepared.around.view.is_some() || prepared.hidden.is_some() {
         view::isolate(prepared.hidden.as_deref())?;
     }
-    if let Some(view) = prepared.view {
+    if let Some(view) = prepared.around.view {
         view.mount()?;
     }
     rustix::process::chdir(prepared.bundle.as_c_str()).at(Step::Cwd)?;

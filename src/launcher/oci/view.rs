@@ -27,12 +27,14 @@ use super::super::filesystem;
 use super::super::image_volume::ImageVolume;
 use super::super::overlay::{self, Mapping, Problem, Root, Way};
 use super::super::path::Leaf;
-use super::super::plan;
+use super::super::plan::{c_string, field};
 use super::super::step::{At, Step, Walk};
 use super::super::{Error, VOLUMES};
 
 #[derive(Debug)]
-pub struct View {
+pub struct View<'a> {
+    /// For the names of what fails.
+    pub plan: &'a LaunchPlan,
     root: Root,
     rootfs: CString,
     volumes: Vec<Volume>,
@@ -54,9 +56,13 @@ struct Shared {
     source: CString,
 }
 
-impl View {
-    pub fn prepare(plan: &LaunchPlan, bundle: &Path, user: Option<BorrowedFd<'_>>) -> Result<View, Problem> {
-        let text = |name: &str, path: &Path| plan::field(name, path.as_os_str().as_bytes());
+impl<'a> View<'a> {
+    pub fn prepare(
+        plan: &'a LaunchPlan,
+        bundle: &Path,
+        user: Option<BorrowedFd<'_>>,
+    ) -> Result<View<'a>, Problem> {
+        let text = |name: &str, path: &Path| field(name, path.as_os_str().as_bytes());
         let rootfs = text("bundle", &bundle.join("rootfs")).map_err(Problem::Plan)?;
         make_folder(&rootfs)?;
         let mapping = user.map(|user| Mapping {
@@ -80,7 +86,7 @@ impl View {
                     });
                 }
                 Kind::Bind if mount.propagation() == Propagation::Shared => {
-                    let source = plan::c_string(&mount.source).at_index(Step::OpenSource, index)?;
+                    let source = c_string(&mount.source).at_index(Step::OpenSource, index)?;
                     let flags = OpenTreeFlags::OPEN_TREE_CLONE
                         | OpenTreeFlags::OPEN_TREE_CLOEXEC
                         | OpenTreeFlags::AT_RECURSIVE;
@@ -91,6 +97,7 @@ impl View {
             }
         }
         Ok(View {
+            plan,
             root,
             rootfs,
             volumes,

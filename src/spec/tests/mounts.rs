@@ -87,7 +87,10 @@ fn privileged_and_read_only_roots() {
         "nosuid,noexec,nodev,relatime,rw"
     );
     assert_eq!(options(&case, "/etc/resolv.conf"), "rbind,rprivate,ro");
-    assert_eq!(options(&case, "/dev/shm"), "rbind,rprivate,rw");
+    assert_eq!(
+        options(&case, "/dev/shm"),
+        "rbind,rprivate,rw,nosuid,noexec,nodev"
+    );
 }
 
 #[test]

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::*;
 use crate::{
     kind::{HasKind, Kind},
@@ -5,11 +7,20 @@ use crate::{
     spec::{HandlerView, VolumeImage, tests::Case},
 };
 
-fn runtime() -> OciView<'static> {
+fn options(more: &[&str]) -> BTreeSet<String> {
+    let usual = ["rbind", "rprivate", "ro", "rw", "nosuid", "nodev", "noexec"];
+    usual
+        .iter()
+        .chain(more)
+        .map(|option| (*option).to_owned())
+        .collect()
+}
+
+fn runtime(mount_options: &BTreeSet<String>) -> OciView<'_> {
     OciView {
         handler: "runc",
         bundle: Path::new("/state/containers/c"),
-        recursive_read_only: false,
+        mount_options,
         id_mapped_mounts: false,
     }
 }
@@ -44,7 +55,7 @@ fn an_image_volume_is_found_in_the_bundle() {
         mount: 0,
         layers: vec!["/layers/7".into()],
     }];
-    let built = built(&case, runtime()).unwrap();
+    let built = built(&case, runtime(&options(&[]))).unwrap();
     let mounts = built.spec.mounts().as_ref().unwrap();
     let index = mounts
         .iter()
@@ -68,7 +79,7 @@ fn what_a_runtime_cannot_do_is_refused() {
         key: "RAW".into(),
         value: vec![0xff],
     }];
-    let error = built(&case, runtime()).unwrap_err();
+    let error = built(&case, runtime(&options(&[]))).unwrap_err();
     assert_eq!(error.kind(), Kind::FailedPrecondition);
     assert!(
         error.to_string().contains("runc") && error.to_string().contains("RAW"),
@@ -83,14 +94,10 @@ fn what_a_runtime_cannot_do_is_refused() {
         ..Default::default()
     }];
     assert_eq!(
-        built(&case, runtime()).unwrap_err().kind(),
+        built(&case, runtime(&options(&[]))).unwrap_err().kind(),
         Kind::FailedPrecondition
     );
-    let able = OciView {
-        recursive_read_only: true,
-        ..runtime()
-    };
-    assert!(built(&case, able).is_ok());
+    assert!(built(&case, runtime(&options(&["rro"]))).is_ok());
 }
 
 #[test]
