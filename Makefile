@@ -21,7 +21,7 @@ ifneq ($(SUDO),)
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: run test build release shim deps fmt clippy tests vm vm-cache
+.PHONY: run test build release shim deps fmt clippy tests stories vm vm-cache
 
 run: deps release
 	$(SUDO) env BERTH_BIN=$(CURDIR)/$(DEMO_BIN) target/release/demo
@@ -69,6 +69,10 @@ vm-cache: deps
 	@command -v mmdebstrap mke2fs objcopy >/dev/null || $(SUDO) env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y --no-install-recommends mmdebstrap e2fsprogs binutils
 	@$(KEEP) e2e/vm/machine -B
+
+# Stories by another runtime handler: HANDLER=runc or crun, STORIES= some of e2e/tests.
+stories: build
+	E2E_HANDLER=$(HANDLER) $(CARGO) test -p e2e --no-fail-fast $(if $(STORIES),$(addprefix --test ,$(STORIES)),--tests)
 
 tests: build
 	$(CARGO) test --workspace --no-fail-fast

@@ -284,6 +284,8 @@ impl Node {
     fn listing(&self) -> std::collections::BTreeSet<String> {
         let mut all = kernel::files(&self.root());
         all.extend(kernel::files(&self.state()));
+        // crun keeps compiled seccomp profiles for later containers.
+        all.retain(|name| !name.contains("/.cache"));
         // The socket goes with berthd.
         all.retain(|name| !name.starts_with("berth.sock"));
         all

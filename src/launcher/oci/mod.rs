@@ -85,7 +85,8 @@ pub fn create(plan: &LaunchPlan, wanted: &plan::Runtime, bundle: &Path, stdio: S
         if !place.delegated {
             cgroup.apply(&limits)?;
         }
-        let made = runtime.create(&view, &cgroup, terminal, stdio)?;
+        let made = runtime.create(&view, &cgroup, terminal, stdio);
+        let made = made.map_err(|error| name_program(error, plan.process.as_ref()))?;
         let scope = place.delegated.then(|| Cgroup::adopt(&place.path)).transpose()?;
         scope.as_ref().unwrap_or(&cgroup).apply(&limits)?;
         let inner = is_pure_v2().then(|| inner(made.0, &place.path)).flatten();
@@ -200,7 +201,7 @@ impl Runtime {
             .map_err(|e| self.failed("exec", "write", &e))?;
         let cgroup = self.inner.as_ref().unwrap_or(target.cgroup).child(&name)?;
         let started = self.exec_in(cgroup.as_ref(), process, &files, stdio);
-        match started {
+        match started.map_err(|error| name_program(error, Some(process))) {
             Ok((pid, pidfd, console)) => Ok(ExecProcess {
                 pid,
                 pidfd,
@@ -305,6 +306,28 @@ impl Runtime {
 /// the v2 hierarchy and so cannot put them there.
 fn unified(cgroup: &Cgroup) -> Option<BorrowedFd<'_>> {
     cgroup.fd_for_clone().filter(|_| !is_pure_v2())
+}
+
+/// Not every runtime says what it is that cannot be executed.
+fn name_program(error: Error, process: Option<&plan::Process>) -> Error {
+    let command = process.and_then(|process| process.args.first());
+    match (error, command) {
+        (
+            Error::Runtime {
+                program,
+                verb,
+                message,
+                exit_code: exit_code @ (126 | 127),
+            },
+            Some(command),
+        ) if !message.contains(command.as_str()) => Error::Runtime {
+            message: format!("{command:?}: {message}"),
+            program,
+            verb,
+            exit_code,
+        },
+        (error, _) => error,
+    }
 }
 
 /// The v2 cgroup of a process, when it is below `path`.

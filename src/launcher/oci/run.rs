@@ -223,7 +223,11 @@ fn exit_code(message: &str) -> i32 {
         || says("No such file or directory")
     {
         127
-    } else if says("permission denied") || says("Permission denied") || says("exec format error") {
+    } else if says("permission denied")
+        || says("Permission denied")
+        || says("exec format error")
+        || says("not executable")
+    {
         126
     } else {
         128
@@ -243,6 +247,10 @@ mod tests {
                 127,
             ),
             ("exec: \"/etc/passwd\": permission denied", 126),
+            (
+                "the path `/x` exists but it is not executable: Operation not permitted",
+                126,
+            ),
             ("cannot allocate memory", 128),
         ] {
             assert_eq!(exit_code(message), code, "{message}");
