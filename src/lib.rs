@@ -3,7 +3,8 @@
 //! In reading order; imports go downward only (`tests/layers.rs` holds it so):
 //!
 //! 1. [`cri`]: the door, one file per verb of the Container Runtime Interface.
-//!    Beside it [`audit`], which looks at what berthd has made, and [`cli`].
+//!    Beside it [`audit`], which looks at what berthd has made, and [`cli`]; above
+//!    both [`purge`], which takes it all away.
 //! 2. [`pod`], [`image`], [`spec`], [`stream`]: what a node has and does.
 //! 3. [`network`], [`runtime`], [`store`]: what they stand on.
 //! 4. [`shim`], [`launcher`], [`cgroup`], [`sys`]: the other side of the wall,
@@ -36,6 +37,8 @@ pub mod kind;
 pub mod network;
 #[cfg(feature = "agent")]
 pub mod pod;
+#[cfg(feature = "agent")]
+pub mod purge;
 #[cfg(feature = "agent")]
 pub mod runtime;
 #[cfg(feature = "agent")]

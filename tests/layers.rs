@@ -12,6 +12,7 @@ use std::{
 /// none of its siblings.
 const LAYERS: &[&[&str]] = &[
     &["bin"],
+    &["purge"],
     &["audit", "cli", "cri"],
     &["pod", "image", "spec", "stream"],
     &["network", "runtime"],

@@ -19,6 +19,7 @@ use berth::{
     instance::Instance,
     network::Network,
     pod::Pods,
+    purge,
     runtime::{CgroupDriver, Handlers, ShimBinary},
     spec::Host,
     store::Store,
@@ -69,6 +70,20 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Stop and remove everything of the berthd with this root and state: pods,
+    /// images, links, rules, cgroups, mounts and both folders. It must not run.
+    Purge {
+        /// Do it; without this, only list what would go.
+        #[arg(long)]
+        yes: bool,
+        /// Seconds between the stop signal of containers and the kill.
+        #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+        grace: u64,
+        /// Go on when records are damaged or a CNI plugin fails: what that plugin
+        /// has given out (addresses, rules) may stay.
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -98,20 +113,31 @@ fn run(flags: &Flags) -> Result<ExitCode> {
             return configuration(flags, command).map(|()| ExitCode::SUCCESS);
         }
         Some(Command::Audit { json }) => return look_around(flags, *json),
+        Some(Command::Purge { yes: false, .. }) => {
+            look_around(flags, false)?;
+            println!("nothing is removed: --yes does it");
+            return Ok(ExitCode::FAILURE);
+        }
+        Some(Command::Purge { grace, force, .. }) => {
+            return take_all_away(flags, Duration::from_secs(*grace), *force).map(|()| ExitCode::SUCCESS);
+        }
         None => {}
     }
     let config = flags.load()?.config;
     let log = telemetry::log::init(&config.log).map_err(anyhow::Error::msg)?;
     raise_open_files();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    runtime()?
+        .block_on(serve(flags, config, log))
+        .map(|()| ExitCode::SUCCESS)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("berthd")
         .enable_all()
         .build()
-        .context("start the runtime")?;
-    runtime
-        .block_on(serve(flags, config, log))
-        .map(|()| ExitCode::SUCCESS)
+        .context("start the runtime")
 }
 
 impl Flags {
@@ -160,14 +186,43 @@ fn look_around(flags: &Flags, json: bool) -> Result<ExitCode> {
     })
 }
 
-async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
-    // First of all: whoever is told that we are ready may stop us at once.
-    let mut signals = Signals::listen()?;
-    let socket = server::socket_path(&flags.address)?;
-    let paths = Paths {
+/// `berthd purge --yes`.
+fn take_all_away(flags: &Flags, grace: Duration, force: bool) -> Result<()> {
+    let subject = audit::Subject {
         root: absolute(&flags.root)?,
         state: absolute(&flags.state)?,
+        config: flags.load()?.config,
     };
+    telemetry::log::init(&subject.config.log).map_err(anyhow::Error::msg)?;
+    raise_open_files();
+    let recorded = subject.root.join("berth.db").exists();
+    let _lock = subject.root.exists().then(|| lock(&subject.root)).transpose()?;
+    if recorded {
+        let paths = Paths {
+            root: subject.root.clone(),
+            state: subject.state.clone(),
+        };
+        let runtime = runtime()?;
+        let orderly = runtime.block_on(async {
+            let node = open(paths, subject.config.clone()).await?;
+            cri::recover(&node).await.context("recover from the records")?;
+            let left = cri::purge(&node, grace).await;
+            anyhow::ensure!(left.is_empty(), "{}", left.join("; "));
+            Ok(())
+        });
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        match orderly {
+            Err(error) if force => tracing::warn!(error = format!("{error:#}"), "goes on by force"),
+            orderly => orderly.context(
+                "pods that could not be removed stay recorded: purge again, or go on without them with --force",
+            )?,
+        }
+    }
+    Ok(purge::rest(&subject)?)
+}
+
+/// Folders, records and all that the verbs work on.
+async fn open(paths: Paths, config: Config) -> Result<Arc<Node>> {
     for folder in [
         &paths.root,
         &paths.root.join("containers"),
@@ -177,7 +232,6 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
     ] {
         private_folder(folder)?;
     }
-    let _lock = lock(&paths.root)?;
     let instance = Instance::of(&paths.state);
     let store = Arc::new(Store::open(&paths.root.join("berth.db"))?);
     let images = Arc::new(Images::open(&paths.root, store.clone(), &config)?);
@@ -202,15 +256,7 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
     }
     let cgroup = &config.cgroup;
     let cgroups = CgroupDriver::choose(&cgroup.driver, &cgroup.parent, &instance.name).await?;
-    let group = config.grpc.group;
-    let mut reload = Reload {
-        path: flags.config().to_owned(),
-        named: flags.config.is_some(),
-        config: config.clone(),
-        images: images.clone(),
-        log,
-    };
-    let node = Arc::new(Node {
+    Ok(Arc::new(Node {
         config,
         instance,
         paths,
@@ -225,7 +271,28 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
         cgroup_parents: Default::default(),
         events: Default::default(),
         operations: Arc::default(),
-    });
+    }))
+}
+
+async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
+    // First of all: whoever is told that we are ready may stop us at once.
+    let mut signals = Signals::listen()?;
+    let socket = server::socket_path(&flags.address)?;
+    let paths = Paths {
+        root: absolute(&flags.root)?,
+        state: absolute(&flags.state)?,
+    };
+    private_folder(&paths.root)?;
+    let _lock = lock(&paths.root)?;
+    let group = config.grpc.group;
+    let node = open(paths, config).await?;
+    let mut reload = Reload {
+        path: flags.config().to_owned(),
+        named: flags.config.is_some(),
+        config: node.config.clone(),
+        images: node.images.clone(),
+        log,
+    };
 
     let listener = server::bind(&socket, group).await?;
     cri::recover(&node).await.context("recover from the records")?;

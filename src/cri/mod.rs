@@ -38,6 +38,7 @@ mod network_upkeep;
 mod node;
 mod observe;
 mod pid_namespaces;
+mod purge;
 mod recover;
 mod reload;
 mod request_json;
@@ -68,6 +69,7 @@ pub use self::{
     image_service::ImageApi,
     network_upkeep::network_upkeep,
     node::{Node, Paths},
+    purge::purge,
     recover::recover,
     reload::Reload,
     runtime_service::RuntimeApi,

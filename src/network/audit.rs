@@ -1,4 +1,5 @@
-//! What an audit sees of the built-in bridge in the kernel. It changes nothing.
+//! What an audit sees of the built-in bridge in the kernel, and how a purge takes
+//! it away.
 
 use super::{
     BridgeError, Error,
@@ -28,18 +29,34 @@ pub fn look(bridge: &str, table: &str, filters: bool) -> Result<Seen, Error> {
     let ports = links
         .iter()
         .filter(|link| master.is_some() && link.master == master && link.name.starts_with("bv"));
-    let table = Table {
-        name: table.to_owned(),
-        bridge: bridge.to_owned(),
-        subnets: Vec::new(),
-    };
     let table = filters
         && Nftables::open()
-            .and_then(|mut nftables| nftables.exists(&table))
+            .and_then(|mut nftables| nftables.exists(&named(table)))
             .map_err(BridgeError::from)?;
     Ok(Seen {
         bridge: master.map(|_| bridge.to_owned()),
         ports: ports.map(|link| link.name.clone()).collect(),
         table,
     })
+}
+
+/// Deletes a link; one that is not there is fine.
+pub fn delete_link(name: &str) -> Result<(), Error> {
+    let deleted = Netlink::open().and_then(|mut netlink| netlink.delete_link(name));
+    Ok(deleted.map_err(BridgeError::from)?)
+}
+
+/// Deletes a table of the family inet; one that is not there is fine.
+pub fn delete_table(name: &str) -> Result<(), Error> {
+    let deleted = Nftables::open().and_then(|mut nftables| nftables.delete(&named(name)));
+    Ok(deleted.map_err(BridgeError::from)?)
+}
+
+/// A table by its name: all that looking and deleting want.
+fn named(table: &str) -> Table {
+    Table {
+        name: table.to_owned(),
+        bridge: String::new(),
+        subnets: Vec::new(),
+    }
 }
