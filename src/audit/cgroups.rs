@@ -101,6 +101,7 @@ impl Owners {
             }
             above.insert(parent.to_owned());
         }
+        owned.insert(cgroup_driver::shims::path(&instance.name), "instance".to_owned());
         for (id, container) in &records.containers {
             owned.insert(container.cgroup.clone(), format!("container {id}"));
         }

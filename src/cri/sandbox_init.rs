@@ -77,7 +77,7 @@ async fn launch(node: &Node, sandbox: &Sandbox, bundle: &Path) -> Result<(Shim, 
         cgroup: &cgroup,
     };
     let plan = spec::sandbox_plan(&init, &node.host).step("sandbox", id, "plan the init")?;
-    let shim = Shim::spawn(&node.shim, id, bundle)
+    let shim = Shim::spawn(&node.shim, id, bundle, node.cgroups.shims())
         .await
         .step("sandbox", id, "start the shim of the init")?;
     let limits = plan.cgroup.as_ref().and_then(|cgroup| cgroup.resources.as_ref());

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::{
     Error, ShimBinary,
+    cgroup_driver::shims::Shims,
     shim_process::{connect, last_words, start},
     ttrpc::Client,
 };
@@ -65,8 +66,14 @@ struct Ended {
 
 impl Shim {
     /// Starts a shim for the container `id` in its state folder `dir`, which must
-    /// exist, and connects to it.
-    pub async fn spawn(binary: &ShimBinary, id: &str, dir: &Path) -> Result<Shim, Error> {
+    /// exist, and connects to it. It is moved to the cgroup of shims, if there is one,
+    /// by and by.
+    pub async fn spawn(
+        binary: &ShimBinary,
+        id: &str,
+        dir: &Path,
+        shims: Option<Arc<Shims>>,
+    ) -> Result<Shim, Error> {
         let path = binary.path();
         let (name, folder) = (id.to_owned(), dir.to_owned());
         // The binary outlives the call: it is borrowed while this waits.
@@ -82,7 +89,12 @@ impl Shim {
         };
         metrics().shims_started.inc();
         // So that it is no zombie when it ends; if berthd ends first, init reaps it.
-        tokio::spawn(async move { child.wait().await });
+        tokio::spawn(async move {
+            if let (Some(shims), Some(pid)) = (shims, child.id()) {
+                shims.take(pid).await;
+            }
+            child.wait().await
+        });
         Shim::connect(id, dir).await
     }
 

@@ -127,7 +127,7 @@ impl Fixture {
     }
 
     pub async fn spawn(&self) -> Shim {
-        Shim::spawn(&BINARY, &self.id, &self.dir).await.unwrap()
+        Shim::spawn(&BINARY, &self.id, &self.dir, None).await.unwrap()
     }
 
     pub async fn create(&self) -> Shim {

@@ -11,14 +11,15 @@
 //! The path of a cgroup says by whom it is: scopes end in ".scope". So what was made
 //! with one driver is removed rightly after berthd was told to use the other.
 
+pub mod shims;
 mod systemd;
 mod unit;
 
-use std::{path::Path, process::Stdio};
+use std::{path::Path, process::Stdio, sync::Arc};
 
 use zbus::Variant;
 
-use self::{systemd::Systemd, unit::Property};
+use self::{shims::Shims, systemd::Systemd, unit::Property};
 use super::ShimBinary;
 use crate::{
     cgroup::{self, Cgroup, Layout},
@@ -83,7 +84,9 @@ pub struct CgroupDriver {
     driver: Driver,
     /// Parent of the cgroups of pods that name none, a path.
     own_parent: String,
-    systemd: Systemd,
+    systemd: Arc<Systemd>,
+    /// Where shims go; None: they stay in the cgroup of berthd.
+    shims: Option<Arc<Shims>>,
 }
 
 /// The process that holds a scope until it has an init; it ends when this is dropped.
@@ -102,7 +105,7 @@ impl CgroupDriver {
     /// [`Error::Unfit`] when systemd is asked for and cannot be, [`Error::Parent`]
     /// when the configured parent is one of the other driver.
     pub async fn choose(asked: &str, configured: &str, instance: &str) -> Result<CgroupDriver, Error> {
-        let systemd = Systemd::default();
+        let systemd = Arc::new(Systemd::default());
         let driver = match asked {
             "cgroupfs" => Driver::Cgroupfs,
             asked => match fitness(&systemd).await {
@@ -120,6 +123,7 @@ impl CgroupDriver {
         let mut chosen = CgroupDriver {
             driver,
             own_parent: String::new(),
+            shims: (driver == Driver::Systemd).then(|| Arc::new(Shims::new(systemd.clone(), instance))),
             systemd,
         };
         let default = driver.own_parent(instance);
@@ -134,6 +138,11 @@ impl CgroupDriver {
     /// Who makes cgroups.
     pub fn driver(&self) -> Driver {
         self.driver
+    }
+
+    /// The scope that new shims are moved to, with the systemd driver.
+    pub fn shims(&self) -> Option<Arc<Shims>> {
+        self.shims.clone()
     }
 
     /// The path of the cgroup that a pod asks for as its parent; empty: our own.
@@ -341,9 +350,12 @@ fn is_gone(path: &str) -> bool {
 /// Does something with a cgroup apart from the runtime's threads.
 async fn blocking(path: &str, act: fn(&Cgroup) -> cgroup::Result<()>) -> Result<(), Error> {
     let path = path.to_owned();
-    let done = tokio::task::spawn_blocking(move || act(&Cgroup::open(&path)?)).await;
-    match done {
-        Ok(done) => Ok(done?),
+    Ok(blocking_io(move || act(&Cgroup::open(&path)?)).await?)
+}
+
+async fn blocking_io<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(act).await {
+        Ok(done) => done,
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
@@ -356,7 +368,8 @@ mod tests {
         CgroupDriver {
             driver,
             own_parent: "/own".into(),
-            systemd: Systemd::default(),
+            systemd: Arc::default(),
+            shims: None,
         }
     }
 
