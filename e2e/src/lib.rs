@@ -16,6 +16,7 @@ pub mod kernel;
 pub mod machine;
 pub mod measured;
 pub mod node;
+pub mod pages;
 pub mod proxy;
 pub mod registry;
 pub mod spdy;
@@ -24,6 +25,7 @@ pub mod streams;
 pub mod tar;
 pub mod upgrade;
 pub mod websocket;
+pub mod whole;
 
 pub use berth::proto::cri;
 pub use client::{Client, Output, Pod};

@@ -13,8 +13,9 @@ use std::{
 use anyhow::{Context, Result};
 use berth::{
     audit,
-    config::{Config, DEFAULT_PATH, Loaded, Place, SHIPPED},
+    config::{Config, Place, SHIPPED},
     cri::{self, ImageApi, Node, Paths, Reload, RuntimeApi, server},
+    flags::{Command, ConfigCommand, Flags},
     image::Images,
     instance::Instance,
     network::Network,
@@ -26,7 +27,7 @@ use berth::{
     stream::Server,
     telemetry::{self, log::LogFilter, serve::Listener},
 };
-use clap::{Parser, Subcommand};
+use clap::Parser;
 use rustix::{
     fs::{FlockOperation, flock},
     process::{Resource, Rlimit, getrlimit, setrlimit},
@@ -37,65 +38,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long calls under way may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(20);
-
-/// Berth's agent: serves the Container Runtime Interface and runs the pods of this node.
-#[derive(Debug, Parser)]
-#[command(name = "berthd", version)]
-struct Flags {
-    /// Configuration file; config.d/*.toml beside it are read too.
-    #[arg(long, value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-    /// Where records, images and writable layers are kept.
-    #[arg(long, value_name = "DIR", default_value = "/var/lib/berth", global = true)]
-    root: PathBuf,
-    /// What does not outlive a reboot: namespaces, sockets, bundles.
-    #[arg(long, value_name = "DIR", default_value = "/run/berth", global = true)]
-    state: PathBuf,
-    /// Where the CRI is served: unix:///ABSOLUTE/PATH.
-    #[arg(long, value_name = "ADDRESS", default_value = "unix:///run/berth/berth.sock")]
-    address: String,
-    #[command(subcommand)]
-    command: Option<Command>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Look at the configuration.
-    #[command(subcommand)]
-    Config(ConfigCommand),
-    /// List every kernel object and folder of the berthd with this root and state,
-    /// and every one that no record owns; exit status 1 when there is one of these.
-    Audit {
-        /// Print as JSON.
-        #[arg(long)]
-        json: bool,
-    },
-    /// Stop and remove everything of the berthd with this root and state: pods,
-    /// images, links, rules, cgroups, mounts and both folders. It must not run.
-    Purge {
-        /// Do it; without this, only list what would go.
-        #[arg(long)]
-        yes: bool,
-        /// Seconds between the stop signal of containers and the kill.
-        #[arg(long, value_name = "SECONDS", default_value_t = 10)]
-        grace: u64,
-        /// Go on when records are damaged or a CNI plugin fails: what that plugin
-        /// has given out (addresses, rules) may stay.
-        #[arg(long)]
-        force: bool,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum ConfigCommand {
-    /// Print the configuration as it is shipped: every key with its default.
-    Default,
-    /// Read the configuration, and name file, line and key of what is wrong with it.
-    Check,
-    /// Print the configuration that all files make together, each value with where
-    /// it came from.
-    Show,
-}
 
 fn main() -> ExitCode {
     match run(&Flags::parse()) {
@@ -138,16 +80,6 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("start the runtime")
-}
-
-impl Flags {
-    fn config(&self) -> &Path {
-        self.config.as_deref().unwrap_or(Path::new(DEFAULT_PATH))
-    }
-
-    fn load(&self) -> Result<Loaded> {
-        Ok(Config::load(self.config(), self.config.is_some())?)
-    }
 }
 
 /// `berthd config`.
@@ -193,7 +125,9 @@ fn take_all_away(flags: &Flags, grace: Duration, force: bool) -> Result<()> {
         state: absolute(&flags.state)?,
         config: flags.load()?.config,
     };
-    telemetry::log::init(&subject.config.log).map_err(anyhow::Error::msg)?;
+    let mut log = subject.config.log.clone();
+    log.level = "warn".into();
+    telemetry::log::init(&log).map_err(anyhow::Error::msg)?;
     raise_open_files();
     let recorded = subject.root.join("berth.db").exists();
     let _lock = subject.root.exists().then(|| lock(&subject.root)).transpose()?;
@@ -206,6 +140,8 @@ fn take_all_away(flags: &Flags, grace: Duration, force: bool) -> Result<()> {
         let orderly = runtime.block_on(async {
             let node = open(paths, subject.config.clone()).await?;
             cri::recover(&node).await.context("recover from the records")?;
+            let (pods, containers) = (node.pods.sandboxes().len(), node.pods.containers().len());
+            println!("removing {pods} pods with {containers} containers");
             let left = cri::purge(&node, grace).await;
             anyhow::ensure!(left.is_empty(), "{}", left.join("; "));
             Ok(())
@@ -331,11 +267,13 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
         .await
     });
     let own = socket.clone();
-    tokio::spawn(async move { cri::feed_watchdog(&own).await });
+    let watchdog = tokio::spawn(async move { cri::feed_watchdog(&own).await });
     tokio::select! {
         ended = &mut serving => return Ok(ended??),
         () = signals.shutdown(&mut reload) => {}
     }
+    // The watchdog rests while a service stops, and the socket is about to close.
+    watchdog.abort();
     let _ = sd_notify::notify(&[NotifyState::Stopping]);
     tracing::info!("stopping: calls under way are finished, containers run on");
     // Those who listen would stay for ever.

@@ -47,6 +47,8 @@ pub enum Command {
     Rmi(Rmi),
     /// Show where the time of a pod's start went.
     Why(Why),
+    /// Print the completions for a shell: what the package installs.
+    Completion(Completion),
 }
 
 #[derive(Args, Debug)]
@@ -72,6 +74,11 @@ pub struct Why {
     /// Write a picture to this file instead.
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct Completion {
+    pub shell: clap_complete::Shell,
 }
 
 #[derive(Args, Debug)]

@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 
 mod arguments;
 mod client;
+mod completion;
 mod containers;
 mod error;
 mod find;
@@ -38,19 +39,22 @@ pub async fn run(arguments: Arguments) -> Result<u8, Error> {
 }
 
 async fn dispatch(arguments: Arguments) -> Result<u8, Error> {
-    let client = Client::connect(&arguments.address).await?;
+    let client = || Client::connect(&arguments.address);
     match arguments.command {
-        Command::Version => node::version(client).await,
-        Command::Info(args) => node::info(client, &args).await,
-        Command::Pull(args) => images::pull(client, &args).await,
-        Command::Images(args) => images::list(client, &args).await,
-        Command::Rmi(args) => images::remove(client, &args).await,
-        Command::Run(args) => Box::pin(run::run(client, args)).await.map_err(Error::of_run),
-        Command::Ps(args) => containers::list(client, &args).await,
-        Command::Logs(args) => containers::logs(client, &args).await,
-        Command::Exec(args) => containers::exec(client, &args).await,
-        Command::Stop(args) => containers::stop(client, &args).await,
-        Command::Why(args) => why::why(client, &args).await,
-        Command::Rm(args) => containers::remove(client, &args).await,
+        Command::Completion(args) => completion::print(&args),
+        Command::Version => node::version(client().await?).await,
+        Command::Info(args) => node::info(client().await?, &args).await,
+        Command::Pull(args) => images::pull(client().await?, &args).await,
+        Command::Images(args) => images::list(client().await?, &args).await,
+        Command::Rmi(args) => images::remove(client().await?, &args).await,
+        Command::Run(args) => Box::pin(run::run(client().await?, args))
+            .await
+            .map_err(Error::of_run),
+        Command::Ps(args) => containers::list(client().await?, &args).await,
+        Command::Logs(args) => containers::logs(client().await?, &args).await,
+        Command::Exec(args) => containers::exec(client().await?, &args).await,
+        Command::Stop(args) => containers::stop(client().await?, &args).await,
+        Command::Why(args) => why::why(client().await?, &args).await,
+        Command::Rm(args) => containers::remove(client().await?, &args).await,
     }
 }
