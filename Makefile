@@ -21,7 +21,7 @@ ifneq ($(SUDO),)
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: run test build release shim deps fmt clippy tests stories vm vm-cache
+.PHONY: run test build release shim deps fmt clippy tests stories vm vm-cache deb package vm-package
 
 run: deps release
 	$(SUDO) env BERTH_BIN=$(CURDIR)/$(DEMO_BIN) target/release/demo
@@ -38,6 +38,24 @@ release: shim
 	$(CARGO) build --release -p berth --bin berthd --bin berth -p e2e --bin demo
 	mkdir -p $(DEMO_BIN)
 	install target/release/berthd target/release/berth $(SHIM) $(DEMO_BIN)/
+
+# The Debian package, in target/debian. DEB_BIN: whose programs are in it.
+DEB_BIN ?= $(DEMO_BIN)
+DEB_PAGES ?= target/release/pages
+DEB_ARGS ?=
+deb: deps release
+	$(CARGO) build --release -p e2e --bin pages
+	$(MAKE) --no-print-directory package
+
+# What is built already, packed. cargo-deb is built once, below target.
+package: target/tools/bin/cargo-deb
+	rm -rf target/deb
+	install -D -t target/deb/bin $(DEB_BIN)/berthd $(DEB_BIN)/berth $(DEB_BIN)/berth-shim
+	$(DEB_PAGES) target/deb
+	target/tools/bin/cargo-deb --no-build --no-strip $(DEB_ARGS)
+
+target/tools/bin/cargo-deb:
+	$(CARGO) install --quiet --locked --root target/tools cargo-deb
 
 shim:
 	RUSTFLAGS="$(SHIM_FLAGS)" $(CARGO) build --profile shim --no-default-features \
@@ -73,6 +91,10 @@ vm-cache: deps
 # Stories by another runtime handler: HANDLER=runc or crun, STORIES= some of e2e/tests.
 stories: build
 	E2E_HANDLER=$(HANDLER) $(CARGO) test -p e2e --no-fail-fast $(if $(STORIES),$(addprefix --test ,$(STORIES)),--tests)
+
+# The Debian package there: installed, upgraded with pods that run, purged.
+vm-package: vm-cache build target/tools/bin/cargo-deb
+	$(KEEP) e2e/vm/package
 
 tests: build
 	$(CARGO) test --workspace --no-fail-fast
