@@ -19,9 +19,10 @@ use rustix::{
 
 use crate::{
     audit::{self, Subject, Thing, audit},
-    cgroup::{self, Cgroup, Layout},
+    cgroup::{self, Layout},
     image::remove_all,
     network,
+    runtime::cgroup_driver,
 };
 
 /// How long the kernel may take to let go of what was ended.
@@ -56,6 +57,8 @@ pub enum Error {
     },
     #[error("purge: {0}")]
     Cgroup(#[from] cgroup::Error),
+    #[error("purge: {0}")]
+    Driver(#[from] cgroup_driver::Error),
     #[error("purge: {0}")]
     Network(#[from] network::Error),
     #[error("purge: still there: {0}; what is in use ends with the process that uses it, then purge again")]
@@ -145,9 +148,7 @@ fn end_cgroup(folder: &Path) -> Result<(), Error> {
     let inside = |root: &Path| folder.strip_prefix(root).ok().map(Path::to_owned);
     let path = hierarchies.iter().find_map(|hierarchy| inside(&hierarchy.root));
     let Some(path) = path else { return Ok(()) };
-    let cgroup = Cgroup::open(&format!("/{}", path.display()))?;
-    cgroup.kill()?;
-    Ok(cgroup.remove()?)
+    Ok(cgroup_driver::end_blocking(&format!("/{}", path.display()))?)
 }
 
 /// Removes what is named, and the folder when nothing else is in it.

@@ -336,7 +336,7 @@ impl Drop for Node {
 }
 
 /// Slices are systemd's to remove.
-fn stop_slice(path: &str) {
+pub fn stop_slice(path: &str) {
     if let Some(slice) = path.strip_suffix(".slice") {
         let name = slice.rsplit('/').next().unwrap_or_default();
         kernel::output("systemctl", &["stop", &format!("{name}.slice")]);

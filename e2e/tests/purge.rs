@@ -5,7 +5,10 @@ use std::{
     process::{Command, Output},
 };
 
-use e2e::{Node, Result, Story, kernel, node::binary};
+use e2e::{
+    Node, Result, Story, kernel,
+    node::{binary, stop_slice},
+};
 
 fn purge(node: &Node, arguments: &[&str]) -> Result<Output> {
     let output = Command::new(binary("berthd"))
@@ -104,6 +107,7 @@ async fn damaged_records_take_force() -> Result {
     assert!(!story.node.root().exists() && !story.node.state().exists());
     // The parent that the configuration names could be somebody else's.
     let parent = story.node.names().cgroup.clone();
+    stop_slice(&parent);
     for root in kernel::hierarchies()? {
         let _ = fs::remove_dir(root.join(parent.trim_start_matches('/')));
     }

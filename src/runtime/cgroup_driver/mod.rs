@@ -42,6 +42,8 @@ pub enum Error {
     Limits { path: String, reason: String },
     #[error("start the process that holds {path}: {source}")]
     Hold { path: String, source: std::io::Error },
+    #[error("ask systemd to stop {path}: {source}")]
+    Runtime { path: String, source: std::io::Error },
     #[error(transparent)]
     Systemd(#[from] systemd::Error),
     #[error(transparent)]
@@ -261,6 +263,25 @@ pub fn is_of_container(name: &str) -> bool {
     let scope = name.strip_prefix("berth-").and_then(|n| n.strip_suffix(".scope"));
     let id = scope.unwrap_or(name);
     id.len() == 64 && id.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// Kills what is in a cgroup and removes it, with its unit when it is one of systemd's.
+/// For those who have no runtime, and no driver to ask.
+pub fn end_blocking(path: &str) -> Result<(), Error> {
+    let cgroup = Cgroup::open(path)?;
+    cgroup.kill()?;
+    let unit = unit::name(path);
+    if (is_scope(path) || path.ends_with(".slice")) && Path::new("/run/systemd/system").is_dir() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|source| Error::Runtime {
+                path: path.into(),
+                source,
+            })?;
+        runtime.block_on(Systemd::default().stop(unit, || is_gone(path)))?;
+    }
+    Ok(cgroup.remove()?)
 }
 
 /// Whether a cgroup is one that systemd makes, by its path.
