@@ -21,8 +21,10 @@ use crate::{
     audit::{self, Subject, Thing, audit},
     cgroup::{self, Layout},
     image::remove_all,
+    instance::Instance,
     network,
     runtime::cgroup_driver,
+    spec::{self, apparmor::default_profile},
 };
 
 /// How long the kernel may take to let go of what was ended.
@@ -60,6 +62,8 @@ pub enum Error {
     #[error("purge: {0}")]
     Driver(#[from] cgroup_driver::Error),
     #[error("purge: {0}")]
+    Profile(#[from] spec::Error),
+    #[error("purge: {0}")]
     Network(#[from] network::Error),
     #[error("purge: still there: {0}; what is in use ends with the process that uses it, then purge again")]
     Left(String),
@@ -94,6 +98,11 @@ pub fn rest(subject: &Subject) -> Result<(), Error> {
             return Err(Error::Left(names.collect::<Vec<_>>().join(", ")));
         }
         std::thread::sleep(PAUSE);
+    }
+    // One for all instances: it goes with the one that packages install, as other
+    // instances would lose it under their containers.
+    if Instance::of(&subject.state).is_default() {
+        default_profile::unload()?;
     }
     folder(&subject.state, OF_STATE)?;
     folder(&subject.root, OF_ROOT)

@@ -29,12 +29,15 @@ fn files() -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![deploy()];
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder).unwrap().map(Result::unwrap) {
+        for entry in fs::read_dir(&folder)
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry"))
+        {
             let path = entry.path();
             if path.is_dir() {
                 folders.push(path);
             } else {
-                let path = path.strip_prefix(deploy()).unwrap();
+                let path = path.strip_prefix(deploy()).expect("below deploy/");
                 found.push(path.to_string_lossy().into_owned());
             }
         }
@@ -75,7 +78,7 @@ fn values<'a>(document: &'a Value, key: &str, found: &mut Vec<&'a Value>) {
 fn default(flag: &str) -> String {
     let command = Flags::command();
     let argument = command.get_arguments().find(|known| known.get_id() == flag);
-    let values = argument.unwrap().get_default_values();
+    let values = argument.expect("a flag of berthd").get_default_values();
     values[0].to_string_lossy().into_owned()
 }
 
@@ -215,7 +218,7 @@ fn served() -> BTreeSet<String> {
         containers: vec![("running", 1)],
         images: vec![("in use", 1)],
     };
-    let text = all.encode(&present).unwrap();
+    let text = all.encode(&present).expect("metrics encode");
     let samples = text.lines().filter(|line| !line.starts_with('#'));
     samples
         .filter_map(|line| line.split(['{', ' ']).next())

@@ -22,7 +22,7 @@ const OTHERS: &[&str] = &[
     "/var/cache/",
 ];
 
-/// One line for each mount, cgroup, link, process, unit, user and file.
+/// One line for each mount, cgroup, link, process, unit, user, profile and file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Machine {
     lines: BTreeSet<String>,
@@ -56,6 +56,14 @@ impl Machine {
                 lines.insert(format!("unit {name}"));
             }
         }
+        // Where there is no AppArmor, there is no such file.
+        let profiles = fs::read_to_string("/sys/kernel/security/apparmor/profiles");
+        lines.extend(
+            profiles
+                .unwrap_or_default()
+                .lines()
+                .map(|line| format!("profile {line}")),
+        );
         lines.extend(processes()?);
         for file in ["/etc/passwd", "/etc/group"] {
             let text = fs::read_to_string(file)?;
