@@ -53,6 +53,7 @@ pub struct Config {
     pub image: Image,
     pub streaming: Streaming,
     pub metrics: Metrics,
+    pub tracing: Tracing,
     pub cgroup: Cgroup,
     pub runtime: Runtime,
     /// Runtime handlers by name; the default handler is always there.
@@ -145,6 +146,16 @@ pub struct Metrics {
     /// Where metrics are served to Prometheus: a loopback address with its port,
     /// or "unix:///ABSOLUTE/PATH". Empty: nowhere.
     pub address: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tracing {
+    /// "http://HOST:PORT" of a collector that takes OTLP by gRPC. Empty: no traces.
+    pub endpoint: String,
+    /// So many of a million calls whose caller has no span are traced; of the others
+    /// those that the caller traces.
+    pub sampling_rate_per_million: u32,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]

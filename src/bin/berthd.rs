@@ -25,7 +25,7 @@ use berth::{
     spec::Host,
     store::Store,
     stream::Server,
-    telemetry::{self, log::LogFilter, serve::Listener},
+    telemetry::{self, log::LogFilter, serve::Listener, trace::Traces},
 };
 use clap::Parser;
 use rustix::{
@@ -66,11 +66,18 @@ fn run(flags: &Flags) -> Result<ExitCode> {
         None => {}
     }
     let config = flags.load()?.config;
-    let log = telemetry::log::init(&config.log).map_err(anyhow::Error::msg)?;
     raise_open_files();
-    runtime()?
-        .block_on(serve(flags, config, log))
-        .map(|()| ExitCode::SUCCESS)
+    let runtime = runtime()?;
+    let entered = runtime.enter();
+    let traces = Traces::begin(&config.tracing).map_err(anyhow::Error::msg)?;
+    let log = telemetry::log::init(&config.log, traces.as_ref().map(Traces::tracer));
+    let log = log.map_err(anyhow::Error::msg)?;
+    drop(entered);
+    let served = runtime.block_on(serve(flags, config, log));
+    if let Some(traces) = traces {
+        traces.end();
+    }
+    served.map(|()| ExitCode::SUCCESS)
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime> {
@@ -127,7 +134,7 @@ fn take_all_away(flags: &Flags, grace: Duration, force: bool) -> Result<()> {
     };
     let mut log = subject.config.log.clone();
     log.level = "warn".into();
-    telemetry::log::init(&log).map_err(anyhow::Error::msg)?;
+    telemetry::log::init(&log, None).map_err(anyhow::Error::msg)?;
     raise_open_files();
     let recorded = subject.root.join("berth.db").exists();
     let _lock = subject.root.exists().then(|| lock(&subject.root)).transpose()?;

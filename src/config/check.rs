@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Config, Metrics, read::dotted};
+use super::{Config, Metrics, Tracing, read::dotted};
 
 /// Where metrics are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +37,30 @@ impl Metrics {
                 "{text:?} is neither ADDRESS:PORT nor unix:///ABSOLUTE/PATH"
             )),
         }
+    }
+}
+
+impl Tracing {
+    fn check(&self) -> Result<(), (String, String)> {
+        let wrong = |key: &str, message: String| Err((key.to_owned(), message));
+        let endpoint = self.endpoint.as_str();
+        let uri = endpoint.parse::<http::Uri>().ok();
+        let plain = uri.is_some_and(|uri| uri.scheme_str() == Some("http") && uri.port().is_some());
+        if !endpoint.is_empty() && !plain {
+            return wrong(
+                "tracing.endpoint",
+                format!(
+                    "{endpoint:?} is not of the form http://HOST:PORT; have a collector on this node for TLS"
+                ),
+            );
+        }
+        if self.sampling_rate_per_million > 1_000_000 {
+            return wrong(
+                "tracing.sampling_rate_per_million",
+                "is more than a million".into(),
+            );
+        }
+        Ok(())
     }
 }
 
@@ -73,6 +97,7 @@ impl Config {
         if let Err(message) = self.metrics.place() {
             return wrong("metrics.address", message);
         }
+        self.tracing.check()?;
         if !matches!(self.log.format.as_str(), "text" | "json") {
             return wrong(
                 "log.format",

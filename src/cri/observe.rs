@@ -11,8 +11,12 @@ use http::{HeaderMap, Request, Response};
 use hyper::body::{Body, Frame, SizeHint};
 use tonic::{Code, server::NamedService};
 use tower_service::Service;
+use tracing::{Instrument, Span};
 
-use crate::telemetry::metrics::{Answer, Method, metrics};
+use crate::telemetry::{
+    metrics::{Answer, Method, metrics},
+    span,
+};
 
 /// The methods there are; a test holds them against the interface.
 const METHODS: &str = "\
@@ -50,8 +54,11 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         // Anybody may ask for any path: only methods that there are get a name of
         // their own, or a client could fill the memory with them.
-        let mut call = Call::begin(request.uri().path());
-        let answer = self.0.call(request);
+        let mut call = Call::begin(request.uri().path(), request.headers());
+        let answer = call
+            .span
+            .in_scope(|| self.0.call(request))
+            .instrument(call.span.clone());
         Box::pin(async move {
             let response = answer.await?;
             // An error is told in the headers, when there is no answer to send.
@@ -68,12 +75,18 @@ struct Call {
     method: Method,
     begin: Instant,
     code: Option<Code>,
+    span: Span,
 }
 
 impl Call {
-    fn begin(path: &str) -> Call {
+    fn begin(path: &str, headers: &HeaderMap) -> Call {
         let name = path.rsplit('/').next().unwrap_or_default();
         let known = METHODS.split_whitespace().any(|known| known == name);
+        let span = if known {
+            span::call(path, headers)
+        } else {
+            Span::none()
+        };
         let method = Method {
             method: if known { name } else { "unknown" }.to_owned(),
         };
@@ -82,6 +95,7 @@ impl Call {
             method,
             begin: Instant::now(),
             code: None,
+            span,
         }
     }
 
@@ -99,7 +113,9 @@ impl Drop for Call {
         all.rpc_seconds
             .get_or_create(&self.method)
             .observe(self.begin.elapsed().as_secs_f64());
-        let code = name(self.code.unwrap_or(Code::Cancelled));
+        let code = self.code.unwrap_or(Code::Cancelled);
+        span::answered(&self.span, code);
+        let code = name(code);
         let method = self.method.method.clone();
         all.rpcs.get_or_create(&Answer { method, code }).inc();
     }

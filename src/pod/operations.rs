@@ -15,6 +15,7 @@ use std::{
 };
 
 use tokio::sync::watch;
+use tracing::Instrument;
 
 /// Where an operation is: the name of the step that runs now.
 #[derive(Clone, Debug)]
@@ -128,6 +129,8 @@ impl<T: Clone + Send + Sync + 'static> Operations<T> {
         self.busy.send_modify(|n| *n += 1);
         drop(flights);
         let (work, operations, key) = (work(stage.clone()), self.clone(), key.to_owned());
+        // The work is a part of the call that began it, also for those that join.
+        let work = work.in_current_span();
         tokio::spawn(async move {
             let value = work.await;
             // Forgotten before it is told: who calls after the answer starts anew.

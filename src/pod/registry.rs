@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{Container, Error, Sandbox};
+use crate::telemetry::span;
 
 /// The tables.
 #[derive(Debug, Default)]
@@ -21,6 +22,19 @@ fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The call under way is about this pod.
+fn trace_sandbox(sandbox: &Sandbox) {
+    if !span::is_traced() {
+        return;
+    }
+    span::is_about("berth.sandbox.id", &sandbox.id);
+    if let Some(pod) = &sandbox.config().metadata {
+        span::is_about("k8s.pod.name", &pod.name);
+        span::is_about("k8s.pod.uid", &pod.uid);
+        span::is_about("k8s.namespace.name", &pod.namespace);
+    }
 }
 
 /// The object whose id is `id`, or the only one whose id begins with it.
@@ -49,11 +63,22 @@ fn find<T>(what: &'static str, table: &HashMap<String, Arc<T>>, id: &str) -> Res
 
 impl Pods {
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, Error> {
-        find("sandbox", &read(&self.sandboxes), id)
+        find("sandbox", &read(&self.sandboxes), id).inspect(|sandbox| trace_sandbox(sandbox))
     }
 
     pub fn container(&self, id: &str) -> Result<Arc<Container>, Error> {
-        find("container", &read(&self.containers), id)
+        find("container", &read(&self.containers), id).inspect(|container| self.trace_container(container))
+    }
+
+    /// The call under way is about this container.
+    fn trace_container(&self, container: &Container) {
+        if !span::is_traced() {
+            return;
+        }
+        span::is_about("container.id", &container.id);
+        if let Some(sandbox) = read(&self.sandboxes).get(&container.sandbox) {
+            trace_sandbox(sandbox);
+        }
     }
 
     pub fn sandbox_named(&self, name: &str) -> Option<Arc<Sandbox>> {
@@ -65,10 +90,12 @@ impl Pods {
     }
 
     pub fn add_sandbox(&self, sandbox: Arc<Sandbox>) {
+        trace_sandbox(&sandbox);
         write(&self.sandboxes).insert(sandbox.id.clone(), sandbox);
     }
 
     pub fn add_container(&self, container: Arc<Container>) {
+        self.trace_container(&container);
         write(&self.containers).insert(container.id.clone(), container);
     }
 

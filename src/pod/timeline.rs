@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::now;
+use crate::telemetry::span;
 
 /// Most steps that one object keeps: pulls of a pod that never comes up go on for ever.
 const MOST: usize = 32;
@@ -28,11 +29,13 @@ pub struct Step {
 }
 
 /// A step under way.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Begun {
     name: &'static str,
     at: i64,
     since: Instant,
+    /// The same in a trace of the call.
+    _span: tracing::Span,
 }
 
 impl Step {
@@ -41,6 +44,7 @@ impl Step {
             name,
             at: now(),
             since: Instant::now(),
+            _span: span::step(name),
         }
     }
 }

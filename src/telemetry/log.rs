@@ -2,8 +2,9 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, Layer, fmt, layer::SubscriberExt, reload, util::SubscriberInitExt};
 
+use super::trace::{self, Tracer};
 use crate::config::Log;
 
 /// Crates below us that talk much, and what is kept of them.
@@ -36,25 +37,22 @@ pub fn filter(level: &str) -> Result<EnvFilter, String> {
     EnvFilter::try_new(directives).map_err(|e| format!("{level:?}: {e}"))
 }
 
-/// Starts logging as configured.
-pub fn init(log: &Log) -> Result<LogFilter, String> {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter(&log.level)?)
+/// Starts logging as configured, and with a tracer traces.
+pub fn init(log: &Log, tracer: Option<Tracer>) -> Result<LogFilter, String> {
+    let (filter, handle) = reload::Layer::new(filter(&log.level)?);
+    let lines = fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    if log.format == "json" {
-        let builder = builder.json().with_filter_reloading();
-        let handle = builder.reload_handle();
-        builder.try_init().map_err(|e| e.to_string())?;
-        Ok(LogFilter(Box::new(move |filter| {
-            handle.reload(filter).map_err(|e| e.to_string())
-        })))
-    } else {
-        let builder = builder.with_filter_reloading();
-        let handle = builder.reload_handle();
-        builder.try_init().map_err(|e| e.to_string())?;
-        Ok(LogFilter(Box::new(move |filter| {
-            handle.reload(filter).map_err(|e| e.to_string())
-        })))
-    }
+    let lines = match log.format.as_str() {
+        "json" => lines.json().boxed(),
+        _ => lines.boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .with(tracer.map(trace::layer))
+        .try_init()
+        .map_err(|e| e.to_string())?;
+    Ok(LogFilter(Box::new(move |filter| {
+        handle.reload(filter).map_err(|e| e.to_string())
+    })))
 }

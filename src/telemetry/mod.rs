@@ -4,3 +4,9 @@ pub mod log;
 pub mod metrics;
 mod process;
 pub mod serve;
+pub mod span;
+#[cfg(feature = "otel")]
+pub mod trace;
+#[cfg(not(feature = "otel"))]
+#[path = "no_trace.rs"]
+pub mod trace;
