@@ -49,6 +49,10 @@ pub enum Command {
     Why(Why),
     /// Print the completions for a shell: what the package installs.
     Completion(Completion),
+    /// Put what a bug report needs into one file: states, the audit, what berthd and its
+    /// shims wait for, the log, the node. Neither variables, annotations nor the output
+    /// of containers are in it.
+    Debug(Debug),
 }
 
 #[derive(Args, Debug)]
@@ -79,6 +83,26 @@ pub struct Why {
 #[derive(Args, Debug)]
 pub struct Completion {
     pub shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+pub struct Debug {
+    /// The file; a new one in this folder, named after the node and the time, when not
+    /// given. It is a gzipped tar archive.
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// As given to berthd.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/berth")]
+    pub root: PathBuf,
+    /// As given to berthd.
+    #[arg(long, value_name = "DIR", default_value = "/run/berth")]
+    pub state: PathBuf,
+    /// As given to berthd.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How many of the last lines of the log are taken.
+    #[arg(long, value_name = "N", default_value_t = 5000)]
+    pub lines: u32,
 }
 
 #[derive(Args, Debug)]

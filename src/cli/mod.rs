@@ -10,6 +10,8 @@ mod arguments;
 mod client;
 mod completion;
 mod containers;
+mod debug;
+mod debug_facts;
 mod error;
 mod find;
 mod follow;
@@ -42,6 +44,8 @@ async fn dispatch(arguments: Arguments) -> Result<u8, Error> {
     let client = || Client::connect(&arguments.address);
     match arguments.command {
         Command::Completion(args) => completion::print(&args),
+        // It is wanted most when berthd does not answer.
+        Command::Debug(args) => debug::debug(&arguments.address, &args).await,
         Command::Version => node::version(client().await?).await,
         Command::Info(args) => node::info(client().await?, &args).await,
         Command::Pull(args) => images::pull(client().await?, &args).await,
