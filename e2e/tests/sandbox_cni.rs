@@ -100,12 +100,14 @@ cd "$(dirname "$0")"
 exit 0
 "#;
 
-/// What the recorder wrote, once it has written what is awaited.
+/// What the recorder wrote, once it has written what is awaited and the configuration
+/// that follows it.
 async fn written(folder: &Path, awaited: &str) -> Result<String> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let log = fs::read_to_string(folder.join("log")).unwrap_or_default();
-        if log.contains(awaited) {
+        let is_whole = |rest: &str| rest.contains("}\n");
+        if log.split_once(awaited).is_some_and(|(_, rest)| is_whole(rest)) {
             return Ok(log);
         }
         ensure!(Instant::now() < deadline, "no {awaited:?} in {log}");
