@@ -1,6 +1,11 @@
 //! What the node says of itself, and what the kubelet tells it.
 
-use std::{collections::BTreeMap, fs, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    process::Command,
+};
 
 use anyhow::Context;
 use e2e::{Client, Result, Story, cri, machine, node::binary};
@@ -187,5 +192,39 @@ async fn pods_get_addresses_of_the_cidr_that_the_kubelet_gives() -> Result {
     assert_eq!(addresses.len(), 2, "{addresses:?}");
     assert!(addresses[0].starts_with(&v4), "{addresses:?}");
     assert!(addresses[1].starts_with(&v6), "{addresses:?}");
+    story.finish().await
+}
+
+#[tokio::test]
+async fn a_group_may_use_the_socket() -> Result {
+    const GROUP: u32 = 54_321;
+    let story = Story::begin_with(&format!("[grpc]\ngroup = {GROUP}\n")).await?;
+    if story.node.is_peer() {
+        eprintln!("skipped: another server has other settings");
+        return story.finish().await;
+    }
+    // Where a user without rights gets to: the story's folder is closed, and so may be
+    // the one that programs are built in.
+    fs::set_permissions(story.node.path(), fs::Permissions::from_mode(0o711))?;
+    let program = story.node.path().join("berth");
+    fs::copy(binary("berth"), &program)?;
+    let ask = |group: u32| {
+        Command::new(&program)
+            .args(["--address", &story.node.address(), "version"])
+            .uid(54_322)
+            .gid(group)
+            .output()
+    };
+    let member = ask(GROUP)?;
+    assert!(member.status.success(), "{member:?}");
+    let stranger = ask(GROUP + 1)?;
+    let said = String::from_utf8_lossy(&stranger.stderr);
+    assert!(
+        !stranger.status.success() && said.contains("ermission denied"),
+        "{said}"
+    );
+    // They get through the folder, and see nothing of it.
+    let mode = fs::metadata(story.node.state())?.permissions().mode();
+    assert_eq!(mode & 0o777, 0o710, "{mode:o}");
     story.finish().await
 }

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -237,6 +237,9 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
         log,
     };
 
+    if socket.parent() == Some(&node.paths.state) {
+        let_through(&node.paths.state, group)?;
+    }
     let listener = server::bind(&socket, group).await?;
     cri::recover(&node).await.context("recover from the records")?;
     tokio::spawn(cri::network_upkeep(node.clone()));
@@ -377,6 +380,15 @@ fn private_folder(path: &Path) -> Result<()> {
         .mode(0o700)
         .create(path)
         .with_context(|| format!("make folder {}", path.display()))
+}
+
+/// Lets the group that may use the socket get to it, and nobody else: what is in the
+/// state folder cannot be listed, and is closed by itself.
+fn let_through(state: &Path, group: Option<u32>) -> Result<()> {
+    let mode = if group.is_some() { 0o710 } else { 0o700 };
+    std::os::unix::fs::chown(state, None, group)
+        .and_then(|()| fs::set_permissions(state, fs::Permissions::from_mode(mode)))
+        .with_context(|| format!("let the group of grpc.group into {}", state.display()))
 }
 
 /// One berthd per root: the lock is the kernel's, it ends with the process.
