@@ -129,9 +129,19 @@ pub async fn programs<W: Write>(bundle: &mut Bundle<W>, args: &arguments::Debug)
     ] {
         let words: Vec<_> = line.iter().skip(1).map(PathBuf::from).collect();
         let said = run(Path::new(line.first().unwrap_or(&"")), &words).await;
-        bundle.add(name, said)?;
+        bundle.add(name, said.map(without_variables))?;
     }
     Ok(())
+}
+
+/// Settings of a unit without its variables: a proxy there may have a password.
+fn without_variables(said: Vec<u8>) -> Vec<u8> {
+    let lines = said.split_inclusive(|byte| *byte == b'\n');
+    lines
+        .filter(|line| !line.starts_with(b"Environment="))
+        .flatten()
+        .copied()
+        .collect()
 }
 
 /// The program beside this one, as they are installed.
@@ -177,4 +187,18 @@ pub fn node<W: Write>(bundle: &mut Bundle<W>) -> io::Result<()> {
         bundle.add(&format!("node{path}"), contents(Path::new(path)))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_the_unit_are_left_out() {
+        let said = b"Id=berthd.service\nEnvironment=HTTPS_PROXY=http://me:secret@proxy\nMainPID=7\n";
+        assert_eq!(
+            without_variables(said.to_vec()),
+            b"Id=berthd.service\nMainPID=7\n"
+        );
+    }
 }
