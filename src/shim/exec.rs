@@ -42,6 +42,7 @@ pub struct Exec {
     process: Option<ExecProcess>,
     exit: Option<Exit>,
     /// All of it was killed: until then its exit waits for the last descendant.
+    /// [`Exec::look`] alone ends the wait, so that whoever asks between two looks hears the same.
     dying_until: Option<Instant>,
 }
 
@@ -148,13 +149,21 @@ impl Exec {
         self.state == State::Stopped
     }
 
-    /// The exit, once there is one; of an exec that was killed with all its
-    /// descendants not before they are gone, or [`DYING`] is over.
-    pub fn exit(&self) -> Option<Exit> {
+    /// Looks whether the wait for killed descendants is over.
+    pub fn look(&mut self) {
+        let Some(until) = self.dying_until.filter(|_| self.has_ended()) else {
+            return;
+        };
         let cgroup = self.process.as_ref().and_then(|process| process.cgroup.as_ref());
-        let dying = self.dying_until.is_some_and(|until| Instant::now() < until)
-            && cgroup.is_some_and(|cgroup| !is_empty(cgroup));
-        self.exit.filter(|_| !dying)
+        if Instant::now() >= until || cgroup.is_none_or(is_empty) {
+            self.dying_until = None;
+        }
+    }
+
+    /// The exit, once there is one; of an exec that was killed with all its
+    /// descendants not before they are gone, or [`DYING`] is over, as [`Exec::look`] saw it.
+    pub fn exit(&self) -> Option<Exit> {
+        self.exit.filter(|_| self.dying_until.is_none())
     }
 
     pub fn pid(&self) -> Option<i32> {

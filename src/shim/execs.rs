@@ -88,6 +88,11 @@ impl Execs {
         self.list.iter().any(Exec::is_running)
     }
 
+    /// To be called before exits are given out, and [`Execs::any_dying`] is asked.
+    pub fn look(&mut self) {
+        self.list.iter_mut().for_each(Exec::look);
+    }
+
     /// The process of an exec has ended, its descendants, which were killed, have not.
     pub fn any_dying(&self) -> bool {
         self.list

@@ -224,6 +224,7 @@ impl Task {
     /// the record is in place and the cgroup is gone.
     pub fn settle(&mut self) -> bool {
         self.attached.expire(false);
+        self.execs.look();
         let (Some(exit), Some(deadline), None) = (self.exit, self.deadline, &self.record) else {
             return false;
         };

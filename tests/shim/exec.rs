@@ -255,3 +255,33 @@ async fn forgotten_execs_leave_no_cgroup_behind() {
     shim.delete().await.unwrap();
     fixture.assert_gone().await;
 }
+
+/// The last descendant may die between two looks of the shim at the same exec; its end is
+/// told all the same, without another event to wake the shim.
+#[tokio::test]
+async fn the_end_of_every_killed_exec_is_told() {
+    if !can_run() {
+        return;
+    }
+    let (fixture, shim) = sleeper().await;
+    for round in 0..300 {
+        let stdio = ExecIo::Pipes {
+            stdin: None,
+            stdout: None,
+            stderr: None,
+        };
+        // The children are nobody's after the kill but the kernel's: no SIGCHLD comes of them.
+        let family = shell("for i in 1 2 3 4; do setsid sleep 1000 & done; sleep 1000");
+        let exec = shim
+            .exec(&format!("family-{round}"), &family, stdio)
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        exec.kill_all().await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(60), exec.wait()).await;
+        let code = ended.unwrap_or_else(|_| panic!("round {round}: killed, and no end was told"));
+        assert_eq!(code.unwrap(), 137);
+    }
+    shim.delete().await.unwrap();
+    fixture.assert_gone().await;
+}
