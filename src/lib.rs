@@ -10,7 +10,7 @@
 //! 4. [`shim`], [`launcher`], [`cgroup`], [`sys`]: the other side of the wall,
 //!    all that is in the shim's binary.
 //!
-//! [`config`], [`flags`], [`instance`], [`proto`], [`kind`] and [`telemetry`] may be used by all of the agent.
+//! [`config`], [`failpoint`], [`flags`], [`instance`], [`proto`], [`kind`] and [`telemetry`] may be used by all of the agent.
 
 pub mod proto;
 
@@ -27,6 +27,8 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "agent")]
 pub mod cri;
+#[cfg(feature = "agent")]
+pub mod failpoint;
 #[cfg(feature = "agent")]
 pub mod flags;
 #[cfg(feature = "agent")]

@@ -24,7 +24,15 @@ const LAYERS: &[&[&str]] = &[
     &["sys"],
 ];
 /// Usable by every module of the agent; among themselves too.
-const SHARED: &[&str] = &["config", "flags", "instance", "kind", "proto", "telemetry"];
+const SHARED: &[&str] = &[
+    "config",
+    "failpoint",
+    "flags",
+    "instance",
+    "kind",
+    "proto",
+    "telemetry",
+];
 /// The right side of the wall: what the shim's binary is made of. Of the shared
 /// modules it has the messages only.
 const SHIM_SIDE: &[&str] = &["shim", "launcher", "cgroup", "sys"];

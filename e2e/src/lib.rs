@@ -9,6 +9,7 @@
 //! runs already: that shows whether a story asks for what is customary. The
 //! state of the kernel is then not looked at.
 
+pub mod chaos;
 pub mod client;
 pub mod http;
 pub mod images;

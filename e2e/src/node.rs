@@ -101,6 +101,21 @@ impl Node {
         self.environment.push((name.into(), value.into()));
     }
 
+    /// The next berthd is launched without it.
+    pub fn clear_variable(&mut self, name: &str) {
+        self.environment.retain(|(other, _)| other != name);
+    }
+
+    /// How berthd ended, when it did so by itself; [`Node::kill`] forgets it.
+    pub fn exited(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.process.as_mut().map(Child::try_wait).transpose()?.flatten())
+    }
+
+    /// The last lines of what berthd wrote.
+    pub fn log_end(&self) -> String {
+        tail(&self.log(), 60)
+    }
+
     /// Starts berthd, for the first time or again, and waits until it answers.
     pub async fn launch(&mut self) -> Result<()> {
         if self.peer.is_some() {
@@ -222,7 +237,8 @@ impl Node {
         if let Some(pid) = i32::try_from(process.id()).ok().and_then(Pid::from_raw) {
             kill_process(pid, Signal::TERM)?;
         }
-        let deadline = Instant::now() + Duration::from_secs(15);
+        // More than berthd gives to calls under way.
+        let deadline = Instant::now() + Duration::from_secs(40);
         loop {
             if let Some(status) = process.try_wait()? {
                 return self.judge(status);

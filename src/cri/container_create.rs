@@ -14,6 +14,7 @@ use super::{
     pid_namespaces::PidNamespaces,
 };
 use crate::{
+    failpoint,
     image::Image,
     kind::Kind,
     pod::{
@@ -250,6 +251,7 @@ async fn acquire(
             )
         }
     );
+    failpoint::reach("create container: shim");
     let shim = shim.step("container", id, "start the shim");
     let built = built.map_err(|e| Error::Left {
         what: "container",
@@ -292,6 +294,7 @@ async fn acquire(
             return Err(error);
         }
     };
+    failpoint::reach("create container: record");
     let init = init.end();
     let user = built.user;
     let number = |n: i64| u32::try_from(n).unwrap_or(u32::MAX);

@@ -10,6 +10,7 @@ use super::{
     node::Node,
 };
 use crate::{
+    failpoint,
     image::remove_all,
     pod::{self, Container, ContainerEvent},
     proto::cri::{self, ContainerEventType},
@@ -53,14 +54,14 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
         return Ok(());
     }
     container.advance(&node.store, ContainerEvent::Remove, |_| {})?;
+    failpoint::reach("remove container: shim");
     if let Some(shim) = container.shim()
-        && let Err(error) = tokio::time::timeout(PATIENCE, shim.delete())
-            .await
-            .unwrap_or(Ok(()))
+        && let Err(error) = shim.delete_within(PATIENCE).await
     {
         tracing::debug!(container = %id, %error, "delete the task");
     }
     container.set_shim(None);
+    failpoint::reach("remove container: cgroup");
     container_hooks::run(node, container, When::Removed).await;
     let runtime = container.record().runtime;
     if let Some(runtime) = &runtime
@@ -73,6 +74,7 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
         .remove(&container.record().cgroup)
         .await
         .step("container", id, "remove the cgroup")?;
+    failpoint::reach("remove container: folders");
     let (bundle, layer) = (node.paths.bundle(id), node.paths.container(id));
     let (owned, images) = (container.id.clone(), node.images.clone());
     let gone = tokio::task::spawn_blocking(move || {
@@ -97,6 +99,7 @@ pub async fn erase(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), E
             message: e.to_string(),
         })
     })?;
+    failpoint::reach("remove container: record");
     node.store.delete_container(id)?;
     node.pods.forget_container(id);
     container_events::tell(node, container, ContainerEventType::ContainerDeletedEvent);

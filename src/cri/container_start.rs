@@ -9,6 +9,7 @@ use super::{
     node::Node,
 };
 use crate::{
+    failpoint,
     kind::Kind,
     pod::{Container, ContainerEvent, ContainerState, SandboxState, Step, now},
     proto::cri::{self, ContainerEventType},
@@ -44,6 +45,10 @@ async fn execute(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Err
         message,
     };
     let state = container.state();
+    // A retry whose first answer was lost: it is started.
+    if state == ContainerState::Running {
+        return Ok(());
+    }
     if state != ContainerState::Created {
         return Err(wrong(format!("cannot be started while it is {}", state.name())));
     }
@@ -61,6 +66,7 @@ async fn execute(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Err
     let begun = Step::begin("start");
     match shim.start().await {
         Ok(pid) => {
+            failpoint::reach("start container: record");
             let step = begun.end();
             let late = step.clone();
             let started = container.advance(&node.store, ContainerEvent::Started, |record| {

@@ -7,9 +7,13 @@ use crate::{
     kind::Kind,
     pod::{self, Container, ContainerState},
     proto::cri,
+    runtime::Shim,
 };
 
 const SIGKILL: u32 = 9;
+
+/// How long a shim may take to end its container and to say so.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// How long the kernel may take to end what was killed, before the call says so.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -60,20 +64,27 @@ pub async fn kill(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Er
         ContainerState::Making | ContainerState::Exited | ContainerState::Removing => return Ok(()),
         ContainerState::Created | ContainerState::Running => {}
     }
-    if let Some(shim) = container.shim()
-        && let Err(error) = shim.kill(SIGKILL, true).await
-    {
-        tracing::debug!(container = %container.id, %error, "kill through the shim");
-    }
-    if tokio::time::timeout(PATIENCE / 4, container.ended())
-        .await
-        .is_ok()
-    {
+    let through_the_shim = async {
+        if let Some(shim) = container.shim()
+            && let Err(error) = shim.kill(SIGKILL, true).await
+        {
+            tracing::debug!(container = %container.id, %error, "kill through the shim");
+        }
+        container.ended().await;
+    };
+    if tokio::time::timeout(ANSWER, through_the_shim).await.is_ok() {
         return Ok(());
     }
     // The shim hangs or is gone: past it, through the kernel.
     let path = container.record().cgroup;
     let ended = node.cgroups.remove(&path).await;
+    if tokio::time::timeout(ANSWER, container.ended()).await.is_ok() {
+        return Ok(());
+    }
+    // Nothing of the container lives, and its shim does not say so: it would for ever.
+    if ended.is_ok() {
+        Shim::put_down(&container.id, &node.paths.bundle(&container.id)).await;
+    }
     if tokio::time::timeout(PATIENCE, container.ended()).await.is_ok() {
         return Ok(());
     }

@@ -3,23 +3,24 @@
 //!
 //! Shims are asked side by side, so one that hangs delays nobody else.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
 
 use super::{
     container_events, container_exit, container_remove, node::Node, sandbox_init, sandbox_remove,
     sandbox_stop,
 };
 use crate::{
+    failpoint,
     image::remove_all,
     network::netns,
     pod::{Container, ContainerEvent, ContainerState, Error, Sandbox, SandboxState},
-    proto::{containerd::v1::types::Status, cri::ContainerEventType},
+    proto::{containerd::v1::types::Status, cri::ContainerEventType, task},
     runtime::{self, Shim, read_exit},
     telemetry::metrics::metrics,
 };
 
-/// How long a shim may take to say how its container is.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long shims may take to say how their containers are, before the others are served.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Loads the records, connects to what lives, and takes back what was half made.
 pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
@@ -30,6 +31,7 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
     for row in node.store.containers()? {
         node.pods.add_container(Arc::new(Container::from_row(row)?));
     }
+    failpoint::reach("recover: shims");
     let mut tasks = tokio::task::JoinSet::new();
     for sandbox in node.pods.sandboxes() {
         let node = node.clone();
@@ -39,11 +41,22 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
         let node = node.clone();
         tasks.spawn(async move { resume(&node, &container).await });
     }
-    while let Some(done) = tasks.join_next().await {
-        if let Err(error) = done {
-            tracing::error!(%error, "recover");
+    let asked = async {
+        while let Some(done) = tasks.join_next().await {
+            if let Err(error) = done {
+                tracing::error!(%error, "recover");
+            }
         }
+    };
+    if tokio::time::timeout(PATIENCE, asked).await.is_err() {
+        // What the records say of their containers holds until then.
+        tracing::warn!(
+            shims = tasks.len(),
+            "these do not answer yet, and are waited for in the background"
+        );
+        tasks.detach_all();
     }
+    failpoint::reach("recover: network");
     let known: BTreeSet<String> = node.pods.sandboxes().iter().map(|s| s.id.clone()).collect();
     for error in node.network.sweep(&known).await {
         tracing::error!(%error, "sweep the network");
@@ -51,8 +64,11 @@ pub async fn recover(node: &Arc<Node>) -> Result<(), Error> {
     if let Err(error) = node.network.recover().await {
         tracing::error!(%error, "bring the network back");
     }
+    failpoint::reach("recover: finish");
     finish(node).await;
+    failpoint::reach("recover: retire");
     retire(node).await;
+    failpoint::reach("recover: sweep");
     sweep(node);
     Ok(())
 }
@@ -64,13 +80,10 @@ async fn resume(node: &Arc<Node>, container: &Arc<Container>) {
         return;
     }
     let bundle = node.paths.bundle(&container.id);
-    let asked = tokio::time::timeout(PATIENCE, async {
-        let shim = Shim::connect(&container.id, &bundle).await?;
-        let answer = shim.state().await?;
-        Ok::<_, runtime::Error>((shim, answer))
-    });
-    match asked.await {
-        Ok(Ok((shim, answer))) => {
+    // Whoever wants to change the container waits until it is known again.
+    let _gate = container.gate.lock().await;
+    match ask(&container.id, &bundle).await {
+        Ok((shim, answer)) => {
             // It started while nobody could record it.
             if state == ContainerState::Created
                 && matches!(answer.status(), Status::Running | Status::Stopped)
@@ -88,25 +101,26 @@ async fn resume(node: &Arc<Node>, container: &Arc<Container>) {
             }
             container_exit::watch(node, container, shim);
         }
-        Ok(Err(error)) => {
+        Err(error) => {
             let exit = match read_exit(&bundle) {
                 Ok(Some(record)) => container_exit::from_record(&record, &container.record().cgroup),
                 _ => container_exit::vanished(node, container, &error.to_string()).await,
             };
             container_exit::settle(node, container, exit).await;
         }
-        Err(_) => {
-            tracing::error!(container = %container.id, "its shim does not answer; it is asked in the background");
-            let (node, container) = (node.clone(), container.clone());
-            tokio::spawn(async move {
-                match Shim::connect(&container.id, &bundle).await {
-                    Ok(shim) => container_exit::watch(&node, &container, shim),
-                    Err(error) => {
-                        let exit = container_exit::vanished(&node, &container, &error.to_string()).await;
-                        container_exit::settle(&node, &container, exit).await;
-                    }
-                }
-            });
+    }
+}
+
+/// The shim and what it says. One that hangs is asked again until it goes on or is killed.
+pub async fn ask(id: &str, bundle: &Path) -> Result<(Shim, task::StateResponse), runtime::Error> {
+    let shim = Shim::connect(id, bundle).await?;
+    loop {
+        match shim.state().await {
+            Ok(answer) => return Ok((shim, answer)),
+            Err(runtime::Error::Slow { .. }) => {
+                tracing::error!(container = %id, "its shim does not answer: `berth stop` or a removal of the container ends it");
+            }
+            Err(error) => return Err(error),
         }
     }
 }
@@ -119,7 +133,7 @@ async fn finish(node: &Arc<Node>) {
             ContainerState::Making | ContainerState::Removing
         ) {
             if let Ok(shim) = Shim::connect(&container.id, &node.paths.bundle(&container.id)).await {
-                let _ = tokio::time::timeout(PATIENCE, shim.delete()).await;
+                let _ = shim.delete_within(PATIENCE).await;
             }
             if let Err(error) = container_remove::erase(node, &container).await {
                 tracing::error!(container = %container.id, %error, "finish the removal");

@@ -12,13 +12,17 @@ use super::{
     container_bundle::user_namespace,
     error::{Context, Error, io},
     node::Node,
+    recover::ask,
 };
 use crate::{
     image::remove_all,
     pod::Sandbox,
-    runtime::{self, Shim, cgroup_driver},
+    runtime::{Shim, cgroup_driver},
     spec,
 };
+
+/// How long a shim may take to say how its init is.
+const ANSWER: Duration = Duration::from_secs(5);
 
 /// How long a killed init may take to die.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -98,19 +102,16 @@ pub async fn recover(node: &Arc<Node>, sandbox: &Arc<Sandbox>) {
     if !sandbox.record().init {
         return;
     }
-    let found = async {
-        let shim = Shim::connect(&sandbox.id, &node.paths.bundle(&sandbox.id)).await?;
-        let state = shim.state().await?;
-        Ok::<_, runtime::Error>((shim, state.pid))
-    };
-    match found.await {
-        Ok((shim, pid)) => {
+    // Who needs the init, or ends it, waits until it is known again.
+    let mut init = sandbox.init.lock().await;
+    match ask(&sandbox.id, &node.paths.bundle(&sandbox.id)).await {
+        Ok((shim, state)) => {
             watch(sandbox, &shim);
-            *sandbox.init.lock().await = Some((shim, pid));
+            *init = Some((shim, state.pid));
         }
         Err(error) => {
+            drop(init);
             tracing::warn!(sandbox = %sandbox.id, %error, "the init of the pod is not there");
-            // One that is gone for good is forgotten; one that is slow may come back.
             if error.is_gone()
                 && let Err(left) = end(node, sandbox).await
             {
@@ -139,15 +140,20 @@ pub async fn end(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> 
     }
     let id = sandbox.id.as_str();
     let bundle = node.paths.bundle(id);
-    let running = sandbox.init.lock().await.take();
+    let running = match tokio::time::timeout(ANSWER, sandbox.init.lock()).await {
+        Ok(mut init) => init.take(),
+        // Its shim hangs since a restart of berthd, and is still being asked.
+        Err(_) => {
+            Shim::put_down(id, &bundle).await;
+            sandbox.init.lock().await.take()
+        }
+    };
     let shim = match running {
         Some((shim, _)) => Some(shim),
         None => Shim::connect(id, &bundle).await.ok(),
     };
     if let Some(shim) = shim
-        && let Err(error) = tokio::time::timeout(PATIENCE, shim.delete())
-            .await
-            .unwrap_or(Ok(()))
+        && let Err(error) = shim.delete_within(PATIENCE).await
     {
         tracing::debug!(sandbox = %id, %error, "delete the init");
     }

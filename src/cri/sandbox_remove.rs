@@ -12,6 +12,7 @@ use super::{
     sandbox_stop,
 };
 use crate::{
+    failpoint,
     image::remove_all,
     pod::{self, Sandbox, SandboxEvent},
     proto::cri,
@@ -63,10 +64,13 @@ pub async fn erase(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error
         });
     }
     sandbox.advance(&node.store, SandboxEvent::Remove, |_| {})?;
+    failpoint::reach("remove sandbox: folder");
     let folder = node.paths.sandbox(&sandbox.id);
     remove_all(&folder).map_err(io("sandbox", &sandbox.id, "remove folder", &folder))?;
+    failpoint::reach("remove sandbox: cgroup parents");
     let farewell = Farewell::of(node, sandbox);
     cgroup_parents::leave(node, sandbox).await?;
+    failpoint::reach("remove sandbox: removed");
     farewell.tell(node, sandbox);
     tracing::info!(sandbox = %sandbox.id, name = %sandbox.name, "sandbox is removed");
     Ok(())

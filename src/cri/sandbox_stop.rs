@@ -11,6 +11,7 @@ use super::{
     sandbox_files, sandbox_init,
 };
 use crate::{
+    failpoint,
     network::netns,
     pod::{self, Sandbox, SandboxEvent, SandboxState},
     proto::cri::{self, ContainerEventType},
@@ -46,6 +47,7 @@ pub async fn halt(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error>
         SandboxState::Making | SandboxState::Ready | SandboxState::Stopping => {}
     }
     sandbox.advance(&node.store, SandboxEvent::Stop, |_| {})?;
+    failpoint::reach("stop sandbox: containers");
     let mut left = Vec::new();
     let kills = node.pods.containers_of(&sandbox.id).into_iter().map(|container| {
         let node = node.clone();
@@ -58,15 +60,18 @@ pub async fn halt(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error>
             Err(e) => left.push(e.to_string()),
         }
     }
+    failpoint::reach("stop sandbox: init");
     if let Err(e) = sandbox_init::end(node, sandbox).await {
         left.push(e.to_string());
     }
     if sandbox.record().namespaces.iter().any(|n| n == "net") {
+        failpoint::reach("stop sandbox: network");
         let detached = node.network.detach(&sandbox.id).await;
         if let Err(e) = detached.step("sandbox", &sandbox.id, "detach the network") {
             left.push(e.to_string());
         }
     }
+    failpoint::reach("stop sandbox: namespaces");
     if left.is_empty()
         && let Err(e) = unpin(node, sandbox).await
     {

@@ -19,7 +19,10 @@ use super::{
     registry::Fetched,
     unpack::Unpacked,
 };
-use crate::store::images::{self as records, ImageRow, LayerRow};
+use crate::{
+    failpoint,
+    store::images::{self as records, ImageRow, LayerRow},
+};
 
 /// Everything of an image, fetched and verified.
 #[derive(Debug)]
@@ -65,6 +68,7 @@ pub fn assemble(inner: &Inner, pulled: Pulled) -> Result<String, Error> {
     }
     inner.blobs.write(&pulled.id, &pulled.config)?;
     inner.blobs.sync()?;
+    failpoint::reach("assemble image: sync");
     if !new.is_empty() {
         inner.layers.sync()?;
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{Inner, digest::Digest, error::Error};
-use crate::store::images as records;
+use crate::{failpoint, store::images as records};
 
 impl Inner {
     /// Removes what is unused now. While a commit runs this returns at once, and
@@ -54,6 +54,7 @@ impl Inner {
             unused
         };
         for number in unused {
+            failpoint::reach("delete a layer");
             self.layers.remove(number)?;
         }
         self.blobs.sweep(&self.known_blobs()?)

@@ -17,6 +17,7 @@ use super::{
     netlink::{self, LOOPBACK, Netlink},
 };
 use crate::{
+    failpoint,
     kind::{HasKind, Kind},
     launcher::{Holder, Ranges},
     sys::{namespace, unshare::unshare},
@@ -109,6 +110,7 @@ pub fn create(dir: &Path, want: &Wanted<'_>) -> Result<(), Error> {
         set_up(want, &sysctls)?;
         for (name, wanted) in pins(want) {
             if wanted {
+                failpoint::reach_part("pin namespace", name);
                 pin(name, &dir.join(name))?;
             }
         }
@@ -170,6 +172,7 @@ pub fn remove(dir: &Path) -> Result<(), Error> {
                 Err(e) => return Err(host::Error::new("unpin namespace", path, e).into()),
             }
         }
+        failpoint::reach_part("unpin namespace", name);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(host::Error::new("remove namespace file", path, e).into());

@@ -17,6 +17,8 @@ use std::{
 use tokio::sync::watch;
 use tracing::Instrument;
 
+use crate::failpoint;
+
 /// Where an operation is: the name of the step that runs now.
 #[derive(Clone, Debug)]
 pub struct Stage(Arc<Mutex<&'static str>>);
@@ -29,6 +31,7 @@ impl Stage {
     /// Says what is done from now on: "attach the network".
     pub fn set(&self, name: &'static str) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = name;
+        failpoint::reach(name);
     }
 
     /// The step that runs now.

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::now;
-use crate::telemetry::span;
+use crate::{failpoint, telemetry::span};
 
 /// Most steps that one object keeps: pulls of a pod that never comes up go on for ever.
 const MOST: usize = 32;
@@ -40,6 +40,7 @@ pub struct Begun {
 
 impl Step {
     pub fn begin(name: &'static str) -> Begun {
+        failpoint::reach_part("step", name);
         Begun {
             name,
             at: now(),

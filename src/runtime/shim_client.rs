@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::{
     Error, ShimBinary,
     cgroup_driver::shims::Shims,
-    shim_process::{connect, last_words, start},
+    shim_process::{connect, kill_by_folder, last_words, start},
     ttrpc::Client,
 };
 use crate::{
@@ -311,6 +311,37 @@ impl Shim {
         let client = self.client();
         let left = tokio::time::timeout(LEAVE, client.closed()).await;
         left.map_err(|_| self.slow("Delete", LEAVE))
+    }
+
+    /// As [`Shim::delete`]; a shim that has not done it within `limit` hangs, and is killed
+    /// itself. What its container has left is then the caller's to take away.
+    pub async fn delete_within(&self, limit: Duration) -> Result<(), Error> {
+        match tokio::time::timeout(limit, self.delete()).await {
+            Ok(Err(Error::Slow { .. })) | Err(_) => {
+                Shim::put_down(&self.inner.id, &self.inner.dir).await;
+                Ok(())
+            }
+            Ok(done) => done,
+        }
+    }
+
+    /// Kills a shim that hangs, by its folder `dir`, and waits until it is gone. Whoever
+    /// waits for its container hears that it has vanished.
+    pub async fn put_down(id: &str, dir: &Path) {
+        let folder = dir.to_owned();
+        let killed = tokio::task::spawn_blocking(move || kill_by_folder(&folder)).await;
+        match killed {
+            Ok(Ok(true)) => tracing::warn!(container = %id, "its shim hung, and was killed"),
+            Ok(Ok(false)) => return,
+            Ok(Err(error)) => tracing::error!(container = %id, %error, "kill its shim, which hangs"),
+            Err(error) => tracing::error!(container = %id, %error, "kill its shim, which hangs"),
+        }
+        let gone = async {
+            while let Ok(client) = connect(id, dir).await {
+                client.closed().await;
+            }
+        };
+        let _ = tokio::time::timeout(LEAVE, gone).await;
     }
 
     pub(super) async fn kill_process(&self, exec_id: &str, signal: u32, all: bool) -> Result<(), Error> {

@@ -5,11 +5,17 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::{fs::OpenOptionsExt, net::UnixListener, process::CommandExt},
+        unix::{
+            fs::{MetadataExt, OpenOptionsExt},
+            net::UnixListener,
+            process::CommandExt,
+        },
     },
     path::{Path, PathBuf},
     process::Stdio,
 };
+
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Error, ttrpc::Client};
 use crate::shim::SOCKET;
@@ -82,6 +88,39 @@ pub async fn connect(id: &str, dir: &Path) -> Result<Client, Error> {
     let (_folder, path) = socket_path(dir).map_err(failed)?;
     let stream = tokio::net::UnixStream::connect(&path).await.map_err(failed)?;
     Ok(Client::new(stream))
+}
+
+/// Kills the shim whose folder is `dir`, however it hangs; whether there was one. It
+/// cannot be asked for its pid then, and nobody remembers it after a restart: the
+/// process is known by its name and its working folder.
+pub fn kill_by_folder(dir: &Path) -> io::Result<bool> {
+    let wanted = fs::metadata(dir)?;
+    let mut found = false;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name
+            .to_str()
+            .and_then(|name| name.parse().ok())
+            .and_then(Pid::from_raw)
+        else {
+            continue;
+        };
+        // Held before it is looked at, so that the pid cannot become another's.
+        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
+            continue;
+        };
+        let is_shim =
+            fs::read(entry.path().join("cmdline")).is_ok_and(|line| line.starts_with(b"berth-shim\0"));
+        let is_here = || {
+            fs::metadata(entry.path().join("cwd"))
+                .is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (wanted.dev(), wanted.ino()))
+        };
+        if is_shim && is_here() {
+            pidfd_send_signal(&process, Signal::KILL)?;
+            found = true;
+        }
+    }
+    Ok(found)
 }
 
 /// The last line of the shim's log, for an error: empty, or begins with ": ".

@@ -20,7 +20,10 @@ use std::{
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::pods::PodRow;
-use crate::kind::{HasKind, Kind};
+use crate::{
+    failpoint,
+    kind::{HasKind, Kind},
+};
 
 pub mod images;
 
@@ -140,7 +143,10 @@ impl Store {
         step: &'static str,
         f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
-        transact(&mut self.connection(), f).map_err(|source| Error::Query { step, source })
+        failpoint::reach_part("before", step);
+        let done = transact(&mut self.connection(), f).map_err(|source| Error::Query { step, source });
+        failpoint::reach_part("after", step);
+        done
     }
 
     /// As [`Store::write`], and the commit has reached the disk when this
@@ -150,11 +156,13 @@ impl Store {
         step: &'static str,
         f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
+        failpoint::reach_part("before", step);
         let mut connection = self.connection();
         let done = connection
             .execute_batch("PRAGMA synchronous = FULL")
             .and_then(|()| transact(&mut connection, f));
         let back = connection.execute_batch("PRAGMA synchronous = NORMAL");
+        failpoint::reach_part("after", step);
         done.and_then(|value| back.map(|()| value))
             .map_err(|source| Error::Query { step, source })
     }

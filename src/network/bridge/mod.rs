@@ -42,7 +42,7 @@ use super::{
     subnet::{Family, Subnet},
 };
 use crate::{
-    config,
+    config, failpoint,
     instance::Instance,
     store::{
         Store,
@@ -164,11 +164,13 @@ impl Bridge {
             peer_netns: netns.as_fd(),
             mtu: up.mtu,
         })?;
+        failpoint::reach("attach to the bridge: link");
         let port = netlink.link(&name)?.ok_or(Error::Gone)?.index;
         netlink.set_no_own_address(&name, port)?;
         netlink.set_hairpin(&name, port)?;
         netlink.set_up(&name, port)?;
         end.configure(&ips, &subnets)?;
+        failpoint::reach("attach to the bridge: ports");
         self.serve_ports(&self.host_ports(Some(&pod.id), &up.subnets)?)?;
         await_forwarding(&mut netlink, &name)?;
         Ok(ips)
@@ -225,6 +227,7 @@ impl Bridge {
                 Nftables::open()?.remove(&self.table(&[]), &ports)?;
                 conntrack::forget(&ports)?;
             }
+            failpoint::reach("detach from the bridge: link");
             Netlink::open()?.delete_link(&veth_name(id))?;
             self.store.network_release(id)?;
         }
