@@ -229,6 +229,47 @@ impl Node {
         Ok(())
     }
 
+    /// What a reboot takes: every process, mount, link, rule and cgroup of the node, and
+    /// the state folder. The root is as it was.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.kill()?;
+        self.sweep_kernel();
+        fs::remove_dir_all(self.state())?;
+        Ok(())
+    }
+
+    /// Takes all that the node has in the kernel away, by force; mounts of the root stay.
+    fn sweep_kernel(&self) {
+        for _ in 0..50 {
+            let pids = kernel::pids(&self.names).unwrap_or_default();
+            if pids.is_empty() {
+                break;
+            }
+            for pid in pids
+                .iter()
+                .filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
+            {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+        let mut points: Vec<_> = points
+            .filter(|point| Path::new(point).starts_with(self.path()) && Path::new(point) != self.root())
+            .collect();
+        points.sort_unstable_by_key(|point| std::cmp::Reverse(point.len()));
+        for point in points {
+            kernel::output("umount", &["-l", point]);
+        }
+        kernel::output("ip", &["link", "delete", &self.names.bridge]);
+        remove_tables(&self.names.bridge);
+        stop_slice(&self.names.cgroup);
+        for root in kernel::hierarchies().unwrap_or_default() {
+            remove_cgroups(&root.join(self.names.cgroup.trim_start_matches('/')));
+        }
+    }
+
     /// SIGTERM; the end must come, and be a success.
     pub async fn stop(&mut self) -> Result<()> {
         let Some(mut process) = self.process.take() else {
@@ -320,34 +361,7 @@ impl Drop for Node {
             self.path().display(),
             tail(&self.log(), 80)
         );
-        for _ in 0..50 {
-            let pids = kernel::pids(&self.names).unwrap_or_default();
-            if pids.is_empty() {
-                break;
-            }
-            for pid in pids
-                .iter()
-                .filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
-            {
-                let _ = kill_process(pid, Signal::KILL);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-        let mut points: Vec<_> = points
-            .filter(|point| Path::new(point).starts_with(self.path()))
-            .collect();
-        points.sort_unstable_by_key(|point| std::cmp::Reverse(point.len()));
-        for point in points {
-            kernel::output("umount", &["-l", point]);
-        }
-        kernel::output("ip", &["link", "delete", &self.names.bridge]);
-        remove_tables(&self.names.bridge);
-        stop_slice(&self.names.cgroup);
-        for root in kernel::hierarchies().unwrap_or_default() {
-            remove_cgroups(&root.join(self.names.cgroup.trim_start_matches('/')));
-        }
+        self.sweep_kernel();
     }
 }
 

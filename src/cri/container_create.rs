@@ -104,11 +104,18 @@ async fn make(
         });
     }
     if let Some(found) = node.pods.container_named(&name) {
-        // A retry of a call that was answered to nobody; `create` compares the requests.
-        return match found.state() {
-            ContainerState::Created => Ok(found.id.clone()),
-            _ => Err(exists(name, found.id.clone())),
-        };
+        match found.state() {
+            // Half made, and could not be taken back then.
+            ContainerState::Making | ContainerState::Removing => {
+                stage.set("finish a removal");
+                container_remove::erase(node, &found).await?;
+            }
+            // A retry of a call that was answered to nobody, whatever became of the
+            // container meanwhile; `create` compares the requests.
+            ContainerState::Created | ContainerState::Running | ContainerState::Exited => {
+                return Ok(found.id.clone());
+            }
+        }
     }
     let spec = config.image.clone().unwrap_or_default();
     let image = find_image(node, &spec.image)?;

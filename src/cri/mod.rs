@@ -51,6 +51,7 @@ mod sandbox_files;
 mod sandbox_init;
 mod sandbox_list;
 mod sandbox_portforward;
+mod sandbox_ports;
 mod sandbox_remove;
 mod sandbox_run;
 mod sandbox_stats;

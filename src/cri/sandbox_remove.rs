@@ -14,7 +14,7 @@ use super::{
 use crate::{
     failpoint,
     image::remove_all,
-    pod::{self, Sandbox, SandboxEvent},
+    pod::{self, Sandbox, SandboxEvent, SandboxState},
     proto::cri,
 };
 
@@ -48,7 +48,16 @@ pub async fn remove(
 /// Takes everything of a sandbox away, whatever its state. The caller holds its
 /// gate, or is the only one who knows it.
 pub async fn erase(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
-    sandbox_stop::halt(node, sandbox).await?;
+    match sandbox.state() {
+        // Half made, or half removed before berthd died.
+        SandboxState::Making | SandboxState::Removing => {
+            sandbox.advance(&node.store, SandboxEvent::Remove, |_| {})?;
+            sandbox_stop::take_down(node, sandbox).await?;
+        }
+        SandboxState::Ready | SandboxState::Stopping | SandboxState::NotReady => {
+            sandbox_stop::halt(node, sandbox).await?;
+        }
+    }
     let mut left = Vec::new();
     for container in node.pods.containers_of(&sandbox.id) {
         if let Err(e) = container_remove::erase(node, &container).await {

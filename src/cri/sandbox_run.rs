@@ -7,7 +7,6 @@
 
 use std::{
     collections::BTreeMap,
-    net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -17,11 +16,13 @@ use super::{
     cgroup_parents, container_events,
     error::{Context, Error, io},
     node::Node,
-    runtime_handler, sandbox_files, sandbox_remove,
+    runtime_handler, sandbox_files,
+    sandbox_ports::ports,
+    sandbox_remove,
 };
 use crate::{
     launcher::Ranges,
-    network::{Dns, PodNetwork, PortMapping, Protocol, netns},
+    network::{Dns, PodNetwork, PortMapping, netns},
     pod::{Sandbox, SandboxEvent, SandboxRecord, SandboxState, Stage, Step, Timeline, new_id, now},
     proto::cri::{self, ContainerEventType, NamespaceMode},
     spec,
@@ -175,49 +176,6 @@ fn check_sysctl(key: &str, own_network: bool, own_ipc: bool) -> Result<(), Error
     }
 }
 
-fn ports(mappings: &[cri::PortMapping]) -> Result<Vec<PortMapping>, Error> {
-    let mut ports = Vec::new();
-    for mapping in mappings {
-        let port = |which: &str, value: i32| {
-            u16::try_from(value)
-                .map_err(|_| invalid(format!("{which} port {value} is not between 0 and 65535")))
-        };
-        let host_port = port("host", mapping.host_port)?;
-        let container_port = port("container", mapping.container_port)?;
-        if host_port == 0 {
-            continue;
-        }
-        if container_port == 0 {
-            return Err(invalid(format!("host port {host_port} has no container port")));
-        }
-        let protocol = match cri::Protocol::try_from(mapping.protocol) {
-            Ok(cri::Protocol::Tcp) => Protocol::Tcp,
-            Ok(cri::Protocol::Udp) => Protocol::Udp,
-            Ok(cri::Protocol::Sctp) => Protocol::Sctp,
-            Err(_) => {
-                return Err(invalid(format!(
-                    "protocol {} of host port {host_port}",
-                    mapping.protocol
-                )));
-            }
-        };
-        let host_ip =
-            match mapping.host_ip.as_str() {
-                "" => None,
-                text => Some(text.parse::<IpAddr>().map_err(|_| {
-                    invalid(format!("host ip {text:?} of host port {host_port} is no address"))
-                })?),
-            };
-        ports.push(PortMapping {
-            protocol,
-            container_port,
-            host_port,
-            host_ip,
-        });
-    }
-    Ok(ports)
-}
-
 async fn make(
     node: Arc<Node>,
     name: String,
@@ -227,11 +185,19 @@ async fn make(
     stage: Stage,
 ) -> Result<String, Error> {
     if let Some(found) = node.pods.sandbox_named(&name) {
-        // A retry of a call that was answered to nobody; `run` compares the requests.
-        return match found.state() {
-            SandboxState::Ready => Ok(found.id.clone()),
-            _ => Err(exists(name, found.id.clone())),
-        };
+        match found.state() {
+            // A retry of a call that was answered to nobody; `run` compares the requests.
+            SandboxState::Ready => return Ok(found.id.clone()),
+            // Half made, and could not be taken back then.
+            SandboxState::Removing => {
+                stage.set("finish a removal");
+                let _gate = found.gate.write().await;
+                if node.pods.sandbox(&found.id).is_ok() {
+                    sandbox_remove::erase(&node, &found).await?;
+                }
+            }
+            _ => return Err(exists(name, found.id.clone())),
+        }
     }
     let linux = config.linux.clone().unwrap_or_default();
     let hostname = if !config.hostname.is_empty() {
@@ -467,26 +433,6 @@ mod tests {
         assert_eq!(name(&config).unwrap(), "web_default_u1_2");
         config.metadata.as_mut().unwrap().uid.clear();
         assert!(name(&config).unwrap_err().to_string().contains("metadata.uid"));
-    }
-
-    #[test]
-    fn port_mappings() {
-        let mapping = |container_port, host_port, host_ip: &str| cri::PortMapping {
-            protocol: cri::Protocol::Udp as i32,
-            container_port,
-            host_port,
-            host_ip: host_ip.into(),
-        };
-        let good = ports(&[mapping(53, 0, ""), mapping(53, 5353, "::1")]).unwrap();
-        assert_eq!(good.len(), 1);
-        assert_eq!((good[0].protocol, good[0].host_port), (Protocol::Udp, 5353));
-        for wrong in [
-            mapping(53, 70000, ""),
-            mapping(0, 5353, ""),
-            mapping(53, 5353, "nonsense"),
-        ] {
-            assert!(ports(&[wrong]).is_err());
-        }
     }
 
     #[test]

@@ -47,6 +47,17 @@ pub async fn halt(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error>
         SandboxState::Making | SandboxState::Ready | SandboxState::Stopping => {}
     }
     sandbox.advance(&node.store, SandboxEvent::Stop, |_| {})?;
+    take_down(node, sandbox).await?;
+    sandbox.advance(&node.store, SandboxEvent::Stopped, |record| {
+        record.attachment = None
+    })?;
+    container_events::tell_of_sandbox(node, sandbox, ContainerEventType::ContainerStoppedEvent);
+    tracing::info!(sandbox = %sandbox.id, name = %sandbox.name, "sandbox is stopped");
+    Ok(())
+}
+
+/// Kills what runs and takes network and namespaces away, whatever of it there is.
+pub async fn take_down(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error> {
     failpoint::reach("stop sandbox: containers");
     let mut left = Vec::new();
     let kills = node.pods.containers_of(&sandbox.id).into_iter().map(|container| {
@@ -85,11 +96,6 @@ pub async fn halt(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error>
             message: left.join("; "),
         });
     }
-    sandbox.advance(&node.store, SandboxEvent::Stopped, |record| {
-        record.attachment = None
-    })?;
-    container_events::tell_of_sandbox(node, sandbox, ContainerEventType::ContainerStoppedEvent);
-    tracing::info!(sandbox = %sandbox.id, name = %sandbox.name, "sandbox is stopped");
     Ok(())
 }
 

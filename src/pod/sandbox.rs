@@ -3,11 +3,14 @@
 //! ```text
 //!            Made            Stop              Stopped             Remove
 //!   Making ────────> Ready ────────> Stopping ──────────> NotReady ───────> Removing ──> (gone)
-//!     │                                 ^ │ ^                                 │ ^
-//!     └────────────── Stop ─────────────┘ └─┘ Stop                            └─┘ Remove
+//!     │ │                               ^ │ ^                                 ^ │ ^
+//!     │ │                               │ └─┘ Stop                            │ └─┘ Remove
+//!     │ └───────────── Stop ────────────┘                                     │
+//!     └──────────────────────────────── Remove ───────────────────────────────┘
 //! ```
 //!
-//! `Making` is recorded before anything is acquired: a berthd that dies in it
+//! What was half made is removed at once: nobody was told of it, and a retry makes it
+//! anew. `Making` is recorded before anything is acquired: a berthd that dies in it
 //! finds the intent when it starts again and takes everything back. `Stopping`
 //! and `Removing` are kept when a step fails, and the next call finishes them.
 //!
@@ -61,7 +64,7 @@ impl SandboxState {
             (S::Making, E::Made) => Some(S::Ready),
             (S::Making | S::Ready | S::Stopping, E::Stop) => Some(S::Stopping),
             (S::Stopping, E::Stopped) => Some(S::NotReady),
-            (S::NotReady | S::Removing, E::Remove) => Some(S::Removing),
+            (S::Making | S::NotReady | S::Removing, E::Remove) => Some(S::Removing),
             _ => None,
         }
     }
@@ -290,7 +293,13 @@ mod tests {
             (E::Stopped, [None, None, Some(S::NotReady), None, None]),
             (
                 E::Remove,
-                [None, None, None, Some(S::Removing), Some(S::Removing)],
+                [
+                    Some(S::Removing),
+                    None,
+                    None,
+                    Some(S::Removing),
+                    Some(S::Removing),
+                ],
             ),
         ];
         for (event, after) in table {
