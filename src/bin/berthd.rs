@@ -3,7 +3,10 @@
 
 use std::{
     fs,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::{
+        fd::AsFd,
+        unix::fs::{DirBuilderExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -14,7 +17,7 @@ use anyhow::{Context, Result};
 use berth::{
     audit,
     config::{Config, Place, SHIPPED},
-    cri::{self, ImageApi, Node, Paths, Reload, RuntimeApi, server},
+    cri::{self, ImageApi, Node, Paths, Reload, RuntimeApi, handover, server},
     flags::{Command, ConfigCommand, Flags},
     image::Images,
     instance::Instance,
@@ -33,11 +36,17 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use sd_notify::NotifyState;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long calls under way may take after SIGTERM.
 const DRAIN: Duration = Duration::from_secs(20);
+
+/// How long an upgrade waits for a moment in which nothing is under way.
+const QUIET: Duration = Duration::from_secs(30);
+
+/// How long streaming sessions may hold an upgrade up; the longer ones break.
+const SESSIONS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     match run(&Flags::parse()) {
@@ -227,6 +236,11 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
     };
     private_folder(&paths.root)?;
     let _lock = lock(&paths.root)?;
+    // Before anything is started: whose children they are is then plain.
+    let inherited = handover::inherited()?;
+    if inherited.is_some() {
+        handover::reap_inherited();
+    }
     let group = config.grpc.group;
     let node = open(paths, config).await?;
     let mut reload = Reload {
@@ -240,7 +254,15 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
     if socket.parent() == Some(&node.paths.state) {
         let_through(&node.paths.state, group)?;
     }
-    let listener = server::bind(&socket, group).await?;
+    let listener = match inherited {
+        Some(listener) => {
+            tracing::info!("took over from the berthd before this one");
+            UnixListener::from_std(listener).context("take over the socket")?
+        }
+        None => server::bind(&socket, group).await?,
+    };
+    // For the berthd after this one; it holds the socket open until then.
+    let kept = listener.as_fd().try_clone_to_owned()?;
     cri::recover(&node).await.context("recover from the records")?;
     tokio::spawn(cri::network_upkeep(node.clone()));
     let streams = cri::Streams { node: node.clone() };
@@ -278,27 +300,49 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
     });
     let own = socket.clone();
     let watchdog = tokio::spawn(async move { cri::feed_watchdog(&own).await });
-    tokio::select! {
+    let end = tokio::select! {
         ended = &mut serving => return Ok(ended??),
-        () = signals.shutdown(&mut reload) => {}
+        end = signals.end(&mut reload) => end,
+    };
+    if end == End::HandOver {
+        tracing::info!("handing over: calls under way are finished first");
+        // Served all the while: what takes long is not in the way of anybody.
+        let _ = tokio::time::timeout(QUIET, node.operations.drain()).await;
     }
     // The watchdog rests while a service stops, and the socket is about to close.
     watchdog.abort();
-    let _ = sd_notify::notify(&[NotifyState::Stopping]);
-    tracing::info!("stopping: calls under way are finished, containers run on");
+    if end == End::Stop {
+        let _ = sd_notify::notify(&[NotifyState::Stopping]);
+        tracing::info!("stopping: calls under way are finished, containers run on");
+    }
     // Those who listen would stay for ever.
     node.events.close();
     asked.notify_one();
     let _ = stop_streams.send(());
     let drained = tokio::time::timeout(DRAIN, async {
         node.operations.drain().await;
-        let _ = tokio::join!(&mut serving, &mut streaming);
+        let _ = (&mut serving).await;
+        let left = match end {
+            End::Stop => DRAIN,
+            // Nobody is served until they are over.
+            End::HandOver => SESSIONS,
+        };
+        let _ = tokio::time::timeout(left, &mut streaming).await;
     });
     if drained.await.is_err() {
         tracing::warn!(
             "calls were still under way after {} s; the next start finishes them",
             DRAIN.as_secs()
         );
+    }
+    if end == End::HandOver {
+        match handover::replace(kept) {
+            Ok(never) => match never {},
+            Err((path, error)) => {
+                let _ = fs::remove_file(&socket);
+                return Err(error).with_context(|| format!("execute {}", path.display()));
+            }
+        }
     }
     let _ = fs::remove_file(&socket);
     if let Ok(Some(Place::Unix(path))) = node.config.metrics.place() {
@@ -327,11 +371,20 @@ async fn bind_metrics(config: &Config) -> Result<Option<Listener>> {
     Ok(Some(listener))
 }
 
+/// What berthd was told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Stop,
+    /// The program that is at berthd's path now goes on in its place.
+    HandOver,
+}
+
 /// The signals that concern berthd, heard from when this is made.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    upgrade: Signal,
 }
 
 impl Signals {
@@ -341,15 +394,18 @@ impl Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
             hangup: listen(SignalKind::hangup())?,
+            upgrade: listen(SignalKind::user_defined2())?,
         })
     }
 
-    /// SIGTERM or SIGINT. SIGHUP reloads the configuration, and never ends berthd.
-    async fn shutdown(&mut self, reload: &mut Reload) {
+    /// SIGTERM or SIGINT, or SIGUSR2 for an upgrade. SIGHUP reloads the configuration,
+    /// and never ends berthd.
+    async fn end(&mut self, reload: &mut Reload) -> End {
         loop {
             tokio::select! {
-                _ = self.terminate.recv() => return,
-                _ = self.interrupt.recv() => return,
+                _ = self.terminate.recv() => return End::Stop,
+                _ = self.interrupt.recv() => return End::Stop,
+                _ = self.upgrade.recv() => return End::HandOver,
                 _ = self.hangup.recv() => reload.run(),
             }
         }

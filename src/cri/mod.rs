@@ -25,6 +25,7 @@ mod container_stop;
 mod container_update;
 mod deadline;
 mod error;
+pub mod handover;
 mod image_fs;
 mod image_list;
 mod image_pull;
