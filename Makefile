@@ -1,5 +1,5 @@
 # Two commands: `make run` shows a pod's life, `make test` runs every check.
-# `make build` puts the three binaries into target/berth.
+# `make build` puts the three binaries into target/berth, and the stories' attack.
 
 CARGO ?= cargo
 HOST := $(shell rustc -vV | sed -n 's/^host: //p')
@@ -29,10 +29,15 @@ run: deps release
 test: deps
 	@sh .ci/test
 
-build: shim
+build: shim $(BIN)/attack
 	$(CARGO) build --workspace --bins
 	mkdir -p $(BIN)
 	install target/debug/berthd target/debug/berth $(SHIM) $(BIN)/
+
+# What hostile containers run, static: e2e/tests/hostile_*.rs.
+$(BIN)/attack: e2e/hostile/attack.c
+	mkdir -p $(BIN)
+	$(CC) -static -O1 -Wall -Wextra -Werror -o $@ $<
 
 release: shim
 	$(CARGO) build --release -p berth --bin berthd --bin berth -p e2e --bin demo

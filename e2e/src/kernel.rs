@@ -263,6 +263,23 @@ pub fn cgroup_file(pid: u32, names: &[&str]) -> Result<Option<String>> {
     Ok(None)
 }
 
+/// Limits how many processes the cgroup of a process may have. False: the kernel has no
+/// such limit.
+pub fn limit_pids(pid: u32, count: u32) -> Result<bool> {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    for root in hierarchies()? {
+        for path in table.lines().filter_map(|line| line.splitn(3, ':').nth(2)) {
+            let file = root.join(path.trim_start_matches('/')).join("pids.max");
+            // The first hierarchy may be one whose root only has the path.
+            if file.exists() {
+                fs::write(file, count.to_string())?;
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// The number behind a key of such a file; the whole file when the key is empty.
 pub fn number_of(text: &str, key: &str) -> Option<u64> {
     if key.is_empty() {

@@ -11,6 +11,7 @@
 
 pub mod chaos;
 pub mod client;
+pub mod hostile;
 pub mod http;
 pub mod images;
 pub mod kernel;

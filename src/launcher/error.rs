@@ -83,6 +83,7 @@ impl Error {
                 | Step::MapOwners
                 | Step::MakeFileSystem
                 | Step::MakeTarget
+                | Step::CheckTarget
                 | Step::Attach
                 | Step::MountAttributes
                 | Step::MakeDevice
@@ -141,6 +142,13 @@ fn explain(step: Step, errno: Errno) -> String {
             " (its file system, or that of a mount below it, cannot show other owners: many kinds of \
              network and FUSE file systems cannot; leave it out of pods with hostUsers: false)"
         }
+        (Step::MakeTarget, Errno::LOOP) => {
+            " (a link of the image is in the way, to itself or in the place of /proc, /sys or /dev)"
+        }
+        (Step::CheckTarget, Errno::BUSY) => {
+            " (they lead to the container's root, which nothing is mounted over)"
+        }
+        (Step::CheckTarget, Errno::ACCESS) => " (they lead into /proc)",
         (Step::Cwd, Errno::XDEV) => " (it is outside of the container's root)",
         _ => "",
     };
@@ -219,6 +227,7 @@ fn name(plan: &LaunchPlan, step: Step, index: usize) -> Option<String> {
         | Step::ImageVolume
         | Step::MakeFileSystem
         | Step::MakeTarget
+        | Step::CheckTarget
         | Step::Attach
         | Step::MountAttributes => {
             let mount = plan.mounts.get(index)?;

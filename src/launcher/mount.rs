@@ -4,7 +4,7 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, mkdirat, openat, symlinkat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, fstatfs, mkdirat, openat, symlinkat};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
@@ -16,14 +16,19 @@ use super::Error;
 use super::filesystem::{self, NODEV, NOEXEC, NOSUID, Parameter, RDONLY};
 use super::image_volume::ImageVolume;
 use super::overlay::Problem;
-use super::path::{FOLLOW, Leaf, find_or_make};
+use super::path::{FOLLOW, Leaf, NO_LINKS, find_or_make};
 use super::step::{At, Failure, Step, Walk};
 use super::user_namespace::{Holder, Ranges};
 use super::{device, plan};
 
+/// linux/magic.h
+const PROC_MAGIC: i64 = 0x9fa0;
+
 #[derive(Debug)]
 pub struct Prepared {
     target: CString,
+    /// How the target is found.
+    resolve: ResolveFlags,
     source: Source,
     set: u64,
     propagation: u64,
@@ -95,8 +100,17 @@ pub fn prepare(index: usize, mount: &Mount, place: Place<'_>) -> Result<Prepared
         }
         _ => file_system(index, mount, kind, place.label).map_err(Problem::Plan)?,
     };
+    // What the kernel's own file systems are mounted on is no link: masks and read-only
+    // paths are found by the same names later, when a link may lead elsewhere, and what
+    // they should have covered would lie open (CVE-2019-19921 and 2023-27561 of runc).
+    let resolve = match kind {
+        Kind::Bind | Kind::Overlay => FOLLOW,
+        Kind::Tmpfs if !is_dev(mount) => FOLLOW,
+        _ => NO_LINKS,
+    };
     Ok(Prepared {
         target,
+        resolve,
         source,
         set: mount.attr_set,
         propagation,
@@ -278,16 +292,10 @@ impl Prepared {
     /// In the child.
     pub fn attach(&self, root: BorrowedFd<'_>, index: usize) -> Walk<()> {
         match &self.source {
-            Source::Tree { tree, leaf } => {
-                let target =
-                    find_or_make(root, &self.target, *leaf, FOLLOW).at_index(Step::MakeTarget, index)?;
-                filesystem::attach(tree.as_fd(), target.as_fd()).at_index(Step::Attach, index)
-            }
+            Source::Tree { tree, leaf } => self.attach_tree(root, tree.as_fd(), *leaf, index),
             Source::Image(volume) => {
                 let (tree, leaf) = volume.attach(root, index)?;
-                let target =
-                    find_or_make(root, &self.target, leaf, FOLLOW).at_index(Step::MakeTarget, index)?;
-                filesystem::attach(tree.as_fd(), target.as_fd()).at_index(Step::Attach, index)
+                self.attach_tree(root, tree.as_fd(), leaf, index)
             }
             Source::FileSystem {
                 kind,
@@ -328,9 +336,33 @@ impl Prepared {
     }
 
     fn attach_folder(&self, root: BorrowedFd<'_>, mount: BorrowedFd<'_>, index: usize) -> Walk<()> {
+        self.attach_tree(root, mount, Leaf::Folder, index)
+    }
+
+    fn attach_tree(&self, root: BorrowedFd<'_>, tree: BorrowedFd<'_>, leaf: Leaf, index: usize) -> Walk<()> {
         let target =
-            find_or_make(root, &self.target, Leaf::Folder, FOLLOW).at_index(Step::MakeTarget, index)?;
-        filesystem::attach(mount, target.as_fd()).at_index(Step::Attach, index)
+            find_or_make(root, &self.target, leaf, self.resolve).at_index(Step::MakeTarget, index)?;
+        self.check(root, target.as_fd())
+            .at_index(Step::CheckTarget, index)?;
+        filesystem::attach(tree, target.as_fd()).at_index(Step::Attach, index)
+    }
+
+    /// Where a link has led to. Whatever is mounted over the root is the root of those who
+    /// join the mount namespace later, and is none of ours; what covers parts of procfs
+    /// deceives them. By its name alone a target there was refused before.
+    fn check(&self, root: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+        let (top, found) = (fstat(root)?, fstat(target)?);
+        if (top.st_dev, top.st_ino) == (found.st_dev, found.st_ino) {
+            return Err(Errno::BUSY);
+        }
+        let named = matches!(
+            self.target.to_bytes().strip_prefix(b"/proc"),
+            Some([] | [b'/', ..])
+        );
+        if !named && i128::from(fstatfs(target)?.f_type) == i128::from(PROC_MAGIC) {
+            return Err(Errno::ACCESS);
+        }
+        Ok(())
     }
 
     fn attach_cgroups(

@@ -53,6 +53,7 @@ steps! {
     Procfs => "open a private procfs",
     MakeFileSystem => "make file system (fsopen, fsconfig, fsmount)",
     MakeTarget => "find or make mount target",
+    CheckTarget => "follow the links of mount target",
     SubPath => "find the sub path of image volume",
     Attach => "attach mount (move_mount)",
     MountAttributes => "set attributes of mount (mount_setattr)",

@@ -6,7 +6,7 @@ use std::{
     os::{
         fd::{AsRawFd, OwnedFd},
         unix::{
-            fs::{MetadataExt, OpenOptionsExt},
+            fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
             net::UnixListener,
             process::CommandExt,
         },
@@ -39,6 +39,9 @@ pub fn start(
         _ => {}
     }
     let listener = UnixListener::bind(&socket).map_err(|error| ("bind shim.sock", error))?;
+    // As berthd's own, should the folders above it be opened by somebody.
+    fs::set_permissions(&socket, fs::Permissions::from_mode(0o600))
+        .map_err(|error| ("set the mode of shim.sock", error))?;
     let log = OpenOptions::new()
         .append(true)
         .create(true)

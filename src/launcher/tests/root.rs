@@ -170,6 +170,47 @@ fn a_link_in_the_place_of_dev_is_not_followed() {
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
 }
 
+/// Masks are found by the names of what they cover, which must be the same place then.
+#[test]
+fn a_link_in_the_place_of_proc_is_not_followed() {
+    if !possible() {
+        return;
+    }
+    for to in ["/", "/elsewhere"] {
+        let container = Container::new("true");
+        std::fs::remove_dir(container.at("layers/1/proc")).unwrap();
+        std::os::unix::fs::symlink(to, container.at("layers/1/proc")).unwrap();
+        let (text, _) = container.fail();
+        assert!(text.contains("mount target \"/proc\""), "{to}: {text}");
+    }
+}
+
+#[test]
+fn links_lead_no_mount_over_the_root_or_into_proc() {
+    if !possible() {
+        return;
+    }
+    let volume = tempfile::tempdir().unwrap();
+    for (to, why) in [
+        ("/", "the container's root"),
+        ("tmp/..", "the container's root"),
+        ("/proc", "into /proc"),
+        ("/proc/sys/kernel", "into /proc"),
+        ("/process", "into /proc"),
+    ] {
+        let mut container = Container::new("true");
+        let layer = container.at("layers/1");
+        std::os::unix::fs::symlink("/proc/self", layer.join("process")).unwrap();
+        std::os::unix::fs::symlink(to, layer.join("link")).unwrap();
+        container
+            .plan
+            .mounts
+            .push(super::harness::bind(volume.path(), "/link"));
+        let (text, _) = container.fail();
+        assert!(text.contains("\"/link\"") && text.contains(why), "{to}: {text}");
+    }
+}
+
 #[test]
 fn sysctls_of_the_namespaces_are_written() {
     if !possible() {

@@ -168,6 +168,9 @@ impl CgroupDriver {
                 "is a systemd slice, and the cgroupfs driver is used: have the kubelet use the same driver",
             ),
             (Driver::Cgroupfs, asked) if asked.split('/').any(|part| part == "..") => refused("has a \"..\""),
+            (Driver::Cgroupfs, asked) if asked.contains(char::is_control) => {
+                refused("has a control character")
+            }
             (Driver::Cgroupfs, asked) => Ok(format!("/{}", asked.trim_matches('/'))),
         }
     }
