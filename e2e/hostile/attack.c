@@ -195,14 +195,20 @@ static int cgroups(const char *tmp)
     return 0;
 }
 
-/* bomb: processes without end; none of them minds a polite signal. */
+/* bomb: processes without end; none of them minds a polite signal. Where no more fit
+ * they wait a little, for the machine's sake: who dies is replaced at once all the same. */
 static int bomb(void)
 {
     signal(SIGTERM, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     for (;;)
-        if (fork() == 0)
+        switch (fork()) {
+        case 0:
             setsid();
+            break;
+        case -1:
+            usleep(50000);
+        }
     return 0;
 }
 

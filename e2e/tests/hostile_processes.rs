@@ -15,7 +15,7 @@ use tonic::Code;
 const SOON: Duration = Duration::from_secs(20);
 
 /// Processes that a bomb may become, for the machine's sake.
-const PIDS: u32 = 200;
+const PIDS: u32 = 120;
 
 struct Scene {
     story: Story,
@@ -93,12 +93,12 @@ async fn a_fork_bomb_is_stopped() -> Result {
     let scene = Scene::begin("bomb").await?;
     for grace in [0, 1] {
         let id = scene.run(&format!("bomb{grace}"), "exec attack bomb").await?;
-        scene.until(&id, "the bomb grows", |count| count > 150).await?;
+        scene.until(&id, "the bomb grows", |count| count > 100).await?;
         scene.stops(&id, grace).await?;
     }
     // With its pod, which nobody asked politely.
     let id = scene.run("again", "exec attack bomb").await?;
-    scene.until(&id, "the bomb grows", |count| count > 150).await?;
+    scene.until(&id, "the bomb grows", |count| count > 100).await?;
     let begin = Instant::now();
     scene.client().stop_pod(&scene.pod.id).await?;
     scene.client().remove_pod(&scene.pod.id).await?;
@@ -131,7 +131,7 @@ async fn a_bomb_in_an_exec_ends_with_its_time() -> Result {
 async fn execs_beside_a_bomb_are_refused() -> Result {
     let scene = Scene::begin("beside").await?;
     let id = scene.run("c", "trap '' TERM; attack bomb & wait").await?;
-    scene.until(&id, "the bomb grows", |count| count > 150).await?;
+    scene.until(&id, "the bomb grows", |count| count > 100).await?;
     let begin = Instant::now();
     for _ in 0..5 {
         // Either is good: it ran, or there was no room.

@@ -164,14 +164,7 @@ async fn names_lead_nowhere() -> Result {
         assert!(!outside.exists(), "{name:?}");
     }
     // A path it is, and one that leads out.
-    for parent in [
-        "../outside",
-        "/../../outside",
-        "/a/../../b",
-        "a\n",
-        "..slice",
-        "-.slice/x",
-    ] {
+    for parent in ["../outside", "/../../outside", "/a/../../b", "a\n", "..slice"] {
         let mut config = client.pod_config("parent");
         config.linux.get_or_insert_default().cgroup_parent = parent.into();
         let error = client.run_pod_with(config).await.unwrap_err();
