@@ -1,4 +1,4 @@
-# Two commands: `make run` shows a pod's life, `make test` runs every check.
+# Two commands: `make run` shows a pod's life, `make test` runs every check. `make bench` measures.
 # `make build` puts the three binaries into target/berth, and the stories' attack.
 
 CARGO ?= cargo
@@ -21,13 +21,30 @@ ifneq ($(SUDO),)
 export CARGO_TARGET_$(shell echo $(HOST) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: run test build release shim deps fmt clippy tests stories vm vm-cache deb package vm-package
+.PHONY: run test bench build release shim deps fmt clippy tests stories vm vm-cache deb package vm-package
 
 run: deps release
 	$(SUDO) env BERTH_BIN=$(CURDIR)/$(DEMO_BIN) target/release/demo
 
 test: deps
 	@sh .ci/test
+
+# Berth beside containerd with runc and with crun: e2e/bench/README.md. BENCH: parts
+# and flags. PEER_BIN: folders with other programs of the peers.
+BENCH ?=
+PEER_BIN ?=
+PEERS := target/peers
+bench: PACKAGES += iptables
+bench: deps release $(if $(PEER_BIN),,$(PEERS)/usr/bin/containerd)
+	$(CARGO) build --release -p e2e --bin bench
+	$(KEEP) env BERTH_BIN=$(CURDIR)/$(DEMO_BIN) target/release/bench \
+		--peer-bin "$(or $(PEER_BIN),$(CURDIR)/$(PEERS)/usr/bin)" $(BENCH)
+
+# Unpacked and not installed: no service starts. Dated now, not when it was packed.
+$(PEERS)/usr/bin/containerd:
+	mkdir -p $(PEERS)
+	cd $(PEERS) && apt-get download containerd && dpkg-deb -x containerd_*.deb . && rm containerd_*.deb
+	touch $@
 
 build: shim $(BIN)/attack
 	$(CARGO) build --workspace --bins

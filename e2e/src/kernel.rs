@@ -9,6 +9,8 @@ use std::{
     process::Command,
 };
 
+use anyhow::Context;
+
 use crate::{Result, machine};
 
 /// The names by which a node's things are known.
@@ -204,6 +206,16 @@ pub fn private_memory(pid: u32) -> Result<u64> {
     let kilobytes: u64 = private
         .filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
         .sum();
+    Ok(kilobytes * 1024)
+}
+
+/// Memory of a process that is in no file, bytes.
+pub fn anonymous_memory(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path)?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    let kilobytes: u64 = number.with_context(|| format!("no RssAnon in {path}"))?.parse()?;
     Ok(kilobytes * 1024)
 }
 

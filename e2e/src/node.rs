@@ -373,7 +373,8 @@ pub fn stop_slice(path: &str) {
     }
 }
 
-fn remove_cgroups(folder: &Path) {
+/// Removes a cgroup without processes and those below it.
+pub fn remove_cgroups(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             remove_cgroups(&entry.path());

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::TcpListener,
+    path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -17,7 +18,7 @@ use crate::{Result, http};
 pub const USER: &str = "berth";
 pub const PASSWORD: &str = "s3cret:with colon";
 
-/// Runs as long as the value lives; keeps everything in memory.
+/// Runs as long as the value lives.
 #[derive(Debug)]
 pub struct Registry {
     port: u16,
@@ -27,30 +28,41 @@ pub struct Registry {
 }
 
 impl Registry {
+    /// Keeps everything in memory.
     pub async fn start() -> Result<Registry> {
-        Registry::launch(false).await
+        Registry::launch(false, None).await
+    }
+
+    /// Keeps blobs in files of a folder: what many megabytes are served from without
+    /// the registry being what is measured.
+    pub async fn keeping_in(folder: &Path) -> Result<Registry> {
+        Registry::launch(false, Some(folder)).await
     }
 
     /// One that demands [`USER`] and [`PASSWORD`] for everything.
     pub async fn with_password() -> Result<Registry> {
-        Registry::launch(true).await
+        Registry::launch(true, None).await
     }
 
-    async fn launch(authenticated: bool) -> Result<Registry> {
+    async fn launch(authenticated: bool, blobs: Option<&Path>) -> Result<Registry> {
         // The port may be taken between the look and the start: try again.
         for _ in 0..5 {
-            if let Some(registry) = Registry::try_launch(authenticated).await? {
+            if let Some(registry) = Registry::try_launch(authenticated, blobs).await? {
                 return Ok(registry);
             }
         }
         bail!("docker-registry does not start")
     }
 
-    async fn try_launch(authenticated: bool) -> Result<Option<Registry>> {
+    async fn try_launch(authenticated: bool, blobs: Option<&Path>) -> Result<Option<Registry>> {
         let folder = tempfile::tempdir()?;
         let port = free_port()?;
+        let storage = match blobs {
+            None => "inmemory: {}".to_owned(),
+            Some(blobs) => format!("filesystem: {{rootdirectory: \"{}\"}}", blobs.display()),
+        };
         let mut config = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{inmemory: {{}}, delete: {{enabled: true}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n"
+            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{{storage}, delete: {{enabled: true}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n"
         );
         if authenticated {
             let path = folder.path().join("htpasswd");
