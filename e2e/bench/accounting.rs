@@ -36,17 +36,18 @@ impl Group {
     /// Makes `/RUN/SERVER/agent` and `/RUN/SERVER/pods`.
     pub fn make(run: &str, server: &str) -> Result<Group> {
         let name = format!("{run}/{server}");
-        let mut counting = None;
-        for root in kernel::hierarchies()? {
-            let unified = root.join("cgroup.controllers").exists();
-            if root.join("cpuacct.usage").exists() || (unified && counting.is_none()) {
-                counting = Some(root.clone());
+        let roots = kernel::hierarchies()?;
+        let v1 = roots.iter().find(|root| root.join("cpuacct.usage").exists());
+        // Beside v1 nothing is handed down in v2: crun refuses such a mixture.
+        let root = match v1 {
+            Some(root) => root,
+            None => {
+                let v2 = roots.iter().find(|root| root.join("cgroup.controllers").exists());
+                let root = v2.context("no cgroup hierarchy counts CPU time")?;
+                delegate(root, &name)?;
+                root
             }
-            if unified {
-                delegate(&root, &name)?;
-            }
-        }
-        let root = counting.context("no cgroup hierarchy counts CPU time")?;
+        };
         let folder = root.join(name.trim_start_matches('/'));
         for part in ["agent", "pods"] {
             let part = folder.join(part);

@@ -12,9 +12,11 @@ const CNI: &str = "/var/lib/cni";
 
 /// Process 1 of the namespace: the shell, which reaps what shims leave to it. What
 /// servers write to folders that cannot be chosen, as containerd does with the sockets
-/// of shims, goes with the mounts. $0: the folder of the run.
+/// of shims, goes with the mounts. crun runs beside cgroup v1 only where v2 has no
+/// controller: where it has one, nobody sees v2. $0: the folder of the run.
 const INIT: &str = "mount -t tmpfs bench /run && mkdir \"$0/cni\" && mount --bind \"$0/cni\" /var/lib/cni && \
-    ip link set lo up && \"$@\"; exit $?";
+    if grep -q . /sys/fs/cgroup/unified/cgroup.controllers 2>/dev/null; then \
+    umount /sys/fs/cgroup/unified; fi && ip link set lo up && \"$@\"; exit $?";
 
 /// Runs this program again, inside, with the same arguments.
 pub fn run(folder: &Path) -> Result {
