@@ -60,6 +60,20 @@ struct Ground<'a> {
     images: &'a Images,
 }
 
+enum Kind {
+    Berth(Chain),
+    /// With which OCI runtime.
+    Containerd(&'static str),
+}
+
+/// In the order of a round.
+const SERVERS: &[(&str, Kind)] = &[
+    ("berth", Kind::Berth(Chain::None)),
+    ("berth-cni", Kind::Berth(Chain::Added)),
+    ("containerd-runc", Kind::Containerd("runc")),
+    ("containerd-crun", Kind::Containerd("crun")),
+];
+
 /// None is started yet.
 pub fn servers(run: &Path, peer_bin: &str, only: &str, images: &Images) -> Result<Vec<Server>> {
     let path = env::var("PATH").unwrap_or_default();
@@ -72,23 +86,20 @@ pub fn servers(run: &Path, peer_bin: &str, only: &str, images: &Images) -> Resul
         },
         images,
     };
+    // A whole name means that one, not the variant of it.
+    let exact = SERVERS.iter().any(|(name, _)| *name == only);
     let mut servers = Vec::new();
-    let mut add = |name: &str, make: &dyn Fn() -> Result<Plan>| -> Result {
-        if name.contains(only) {
-            let plan = make()?;
-            let group = Group::make(&enclosure::group(run), plan.name)?;
-            servers.push(Server::new(plan, group, images));
+    for (number, (name, kind)) in (1..).zip(SERVERS) {
+        if *name != only && (exact || !name.contains(only)) {
+            continue;
         }
-        Ok(())
-    };
-    add("berth", &|| ground.berth("berth", 1, Chain::None))?;
-    add("berth-cni", &|| ground.berth("berth-cni", 2, Chain::Added))?;
-    add("containerd-runc", &|| {
-        ground.containerd("containerd-runc", 3, "runc")
-    })?;
-    add("containerd-crun", &|| {
-        ground.containerd("containerd-crun", 4, "crun")
-    })?;
+        let plan = match kind {
+            Kind::Berth(chain) => ground.berth(name, number, *chain)?,
+            Kind::Containerd(runtime) => ground.containerd(name, number, runtime)?,
+        };
+        let group = Group::make(&enclosure::group(run), plan.name)?;
+        servers.push(Server::new(plan, group, images));
+    }
     ensure!(!servers.is_empty(), "no server's name holds {only:?}");
     Ok(servers)
 }
