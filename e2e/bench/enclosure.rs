@@ -2,7 +2,12 @@
 //! their own, which the kernel takes down with everything in them however the run
 //! ends. Cgroups have no such namespace, so they are removed here, like the folder.
 
-use std::{env, fs, path::Path, process::Command};
+use std::{
+    env, fs,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use e2e::{Result, kernel, node};
@@ -34,15 +39,25 @@ pub fn run(folder: &Path) -> Result {
         .build()?;
     let made = fs::create_dir(CNI).is_ok();
     let outcome = runtime.block_on(enclosed(folder.path()));
-    // The namespace ended, and every process in it.
-    let name = group(folder.path());
-    for root in kernel::hierarchies()? {
-        node::remove_cgroups(&root.join(name.trim_start_matches('/')));
-    }
+    remove_cgroups(&group(folder.path()))?;
     if made {
         fs::remove_dir(CNI)?;
     }
     outcome
+}
+
+/// A process of the namespace that was killed may be in its cgroup for a moment more.
+fn remove_cgroups(name: &str) -> Result {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    for root in kernel::hierarchies()? {
+        let cgroup = root.join(name.trim_start_matches('/'));
+        while cgroup.exists() {
+            ensure!(Instant::now() < deadline, "{} is in use", cgroup.display());
+            node::remove_cgroups(&cgroup);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    Ok(())
 }
 
 async fn enclosed(folder: &Path) -> Result {

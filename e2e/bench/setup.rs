@@ -37,9 +37,10 @@ impl Programs {
 
     /// The folder with the plugins of the chain.
     fn plugins(&self) -> Result<PathBuf> {
-        let bridge = self.find("bridge", "containernetworking-plugins")?;
-        let folder = bridge.parent().unwrap_or(Path::new("/")).to_path_buf();
-        for name in ["portmap", "host-local", "loopback"] {
+        // iproute2 has a program with the name of the plugin bridge.
+        let portmap = self.find("portmap", "containernetworking-plugins")?;
+        let folder = portmap.parent().unwrap_or(Path::new("/")).to_path_buf();
+        for name in ["bridge", "host-local", "loopback"] {
             let path = folder.join(name);
             ensure!(path.is_file(), "the CNI plugin {} is missing", path.display());
         }
