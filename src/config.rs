@@ -110,7 +110,8 @@ pub struct Network {
 pub struct Registry {
     /// Folder with `HOST/hosts.toml` files, as containerd reads them.
     pub config_path: PathBuf,
-    /// Seconds without a byte after which a transfer is given up and tried again.
+    /// Seconds with no byte, or with less than 1 KiB for each, after which a transfer
+    /// is given up and tried again.
     pub stall_timeout: u64,
 }
 

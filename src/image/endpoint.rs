@@ -12,9 +12,10 @@ use tokio::sync::Mutex;
 
 use super::{
     auth::{Challenge, Credentials, Token, form},
+    body::Body,
     error::Error,
     hosts::Host,
-    http_client::{Answer, Ask, Failure, exchange, origin, read_body, refusal},
+    http_client::{Answer, Ask, Failure, exchange, origin, refusal},
     reference::Reference,
     tls::{self, HttpClient, Roots},
 };
@@ -306,9 +307,8 @@ impl Endpoint {
             }
             return Err(at_service(failure));
         }
-        let body = read_body(answer.response.into_body(), MAX_TOKEN, patience)
-            .await
-            .map_err(at_service)?;
+        let body = Body::new(answer.response.into_body(), patience);
+        let body = body.whole(MAX_TOKEN).await.map_err(at_service)?;
         Token::parse(&body).ok_or_else(|| wrong(format!("{place} answered without a token")))
     }
 }

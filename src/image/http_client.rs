@@ -1,13 +1,13 @@
-//! One HTTP exchange: redirects followed by hand, every wait bounded, bodies
-//! read to a limit. What is private to a host is not shown to another.
+//! One HTTP exchange: redirects followed by hand, every wait bounded. What is
+//! private to a host is not shown to another.
 
-use std::{error::Error as _, time::Duration};
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 
-use super::tls::HttpClient;
+use super::{body::Body, tls::HttpClient};
 use crate::kind::Kind;
 
 /// Most redirects of one request.
@@ -187,51 +187,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// The next bytes of a body; `None` at its end. Waits no longer than `patience`.
-pub async fn next_bytes(body: &mut Incoming, patience: Duration) -> Result<Option<Bytes>, Failure> {
-    loop {
-        let frame = tokio::time::timeout(patience, body.frame()).await.map_err(|_| {
-            Failure::passing(
-                Kind::Unavailable,
-                format!("the transfer stalled: no byte for {} s", patience.as_secs_f32()),
-            )
-        })?;
-        match frame {
-            None => return Ok(None),
-            Some(Ok(frame)) => {
-                // Trailers are nothing to us.
-                if let Ok(bytes) = frame.into_data() {
-                    return Ok(Some(bytes));
-                }
-            }
-            Some(Err(e)) => {
-                let cause = e
-                    .source()
-                    .map_or_else(|| e.to_string(), |source| source.to_string());
-                return Err(Failure::passing(
-                    Kind::Unavailable,
-                    format!("the connection broke during the transfer: {cause}"),
-                ));
-            }
-        }
-    }
-}
-
-/// The whole body, an error when it has more than `limit` bytes.
-pub async fn read_body(mut body: Incoming, limit: u64, patience: Duration) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    while let Some(more) = next_bytes(&mut body, patience).await? {
-        if (bytes.len() + more.len()) as u64 > limit {
-            return Err(Failure::lasting(
-                Kind::DataLoss,
-                format!("the answer is larger than {limit} bytes"),
-            ));
-        }
-        bytes.extend_from_slice(&more);
-    }
-    Ok(bytes)
-}
-
 /// The failure that a status other than success is, with the server's own words.
 pub async fn refusal(response: Response<Incoming>, patience: Duration) -> Failure {
     let status = response.status();
@@ -239,17 +194,9 @@ pub async fn refusal(response: Response<Incoming>, patience: Duration) -> Failur
         .headers()
         .get(header::RETRY_AFTER)
         .and_then(|value| value.to_str().ok())
-        .and_then(|text| text.trim().parse().ok())
-        .map(Duration::from_secs);
-    let mut body = response.into_body();
-    let mut said = Vec::new();
-    while said.len() < MAX_ERROR_BODY {
-        match next_bytes(&mut body, patience.min(Duration::from_secs(5))).await {
-            Ok(Some(bytes)) => said.extend_from_slice(&bytes),
-            _ => break,
-        }
-    }
-    said.truncate(MAX_ERROR_BODY);
+        .and_then(|text| retry_after(text, SystemTime::now()));
+    let body = Body::new(response.into_body(), patience.min(Duration::from_secs(5)));
+    let said = body.beginning(MAX_ERROR_BODY).await;
     let mut message = format!("HTTP {status}");
     let quote = quote(&said);
     if !quote.is_empty() {
@@ -269,6 +216,16 @@ pub async fn refusal(response: Response<Incoming>, patience: Duration) -> Failur
         retry: passes.then_some(after),
         not_http: false,
     }
+}
+
+/// `Retry-After`: seconds, or a date (RFC 9110, 10.2.3). One that has passed is now.
+fn retry_after(text: &str, now: SystemTime) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// What an error's body says: the registry's `errors`, or its text if that is short.
@@ -315,6 +272,24 @@ mod tests {
         }
         for wrong in ["ftp://x/", "file:///etc/passwd", "https://", "http://a b/"] {
             assert!(resolve(&base, wrong).is_none(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
+        for (text, seconds) in [
+            ("7", Some(7)),
+            (" 0 ", Some(0)),
+            ("Sun, 06 Nov 1994 08:50:07 GMT", Some(30)),
+            ("Sunday, 06-Nov-94 08:49:38 GMT", Some(1)),
+            ("Sun Nov  6 08:49:37 1994", Some(0)),
+            ("Thu, 01 Jan 1970 00:00:00 GMT", Some(0)),
+            ("18446744073709551616", None),
+            ("-1", None),
+            ("soon", None),
+        ] {
+            assert_eq!(retry_after(text, now), seconds.map(Duration::from_secs), "{text}");
         }
     }
 

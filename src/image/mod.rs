@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`reference`] (names), [`pull`] (the walk), [`hosts`],
 //! [`registry`], [`endpoint`], [`auth`] (whom to ask and how), [`manifest`], [`platform`] (what
-//! comes back), [`fetch`], [`transfer`], [`pipeline`], [`decompress`], [`unpack`]
+//! comes back), [`fetch`], [`transfer`], [`body`], [`pipeline`], [`decompress`], [`unpack`]
 //! (a layer's bytes on their one way), [`assemble`] (the commit), [`catalog`]
 //! (what is here), [`gc`] (what is no longer needed).
 //!
@@ -20,6 +20,7 @@ use std::{
 pub mod assemble;
 mod attributes;
 pub mod auth;
+pub mod body;
 pub mod catalog;
 pub mod content;
 pub mod copy_up;

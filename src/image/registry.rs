@@ -12,11 +12,12 @@ use hyper::body::Incoming;
 
 use super::{
     auth::AuthConfig,
+    body::Body,
     digest::Digest,
     endpoint::Endpoint,
     error::{Error, Refusal},
     hosts,
-    http_client::{Failure, read_body, refusal},
+    http_client::{Failure, refusal},
     manifest::{ACCEPT, Descriptor, MAX_CONFIG, MAX_MANIFEST},
     reference::{Reference, Version},
     tls::Roots,
@@ -105,7 +106,7 @@ pub struct Fetched {
 /// A blob's body, from `start` on (0 when the server knows no ranges).
 #[derive(Debug)]
 pub struct BlobBody {
-    pub body: Incoming,
+    pub body: Body,
     pub start: u64,
 }
 
@@ -280,7 +281,9 @@ impl Session {
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default()
             .to_owned();
-        let body = read_body(response.into_body(), limit, self.patience.stall).await?;
+        let body = Body::new(response.into_body(), self.patience.stall)
+            .whole(limit)
+            .await?;
         let digest = Digest::of(&body);
         if let Some(expected) = expected
             && digest != expected
@@ -319,7 +322,7 @@ impl Session {
             _ => return Err(refusal(response, self.patience.stall).await),
         };
         Ok(BlobBody {
-            body: response.into_body(),
+            body: Body::new(response.into_body(), self.patience.stall),
             start,
         })
     }

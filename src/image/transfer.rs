@@ -10,11 +10,7 @@ use hyper::body::Bytes;
 use tokio::{sync::mpsc, time::sleep};
 
 use super::{
-    endpoint::Endpoint,
-    error::Refusal,
-    http_client::{Failure, next_bytes},
-    manifest::Descriptor,
-    registry::Session,
+    endpoint::Endpoint, error::Refusal, http_client::Failure, manifest::Descriptor, registry::Session,
 };
 use crate::kind::Kind;
 
@@ -86,7 +82,7 @@ async fn connection(
     }
     let mut from = session.blob(endpoint, blob.digest, *offset).await?;
     let mut position = from.start;
-    while let Some(mut bytes) = next_bytes(&mut from.body, session.patience.stall).await? {
+    while let Some(mut bytes) = from.body.next().await? {
         let length = bytes.len() as u64;
         session.taken.bytes(length);
         // Bytes that were already passed on.

@@ -2,6 +2,7 @@
 
 mod access;
 mod faults;
+mod hostile;
 mod mirrors;
 mod real;
 mod registry;
@@ -24,8 +25,13 @@ pub struct Node {
 
 impl Node {
     pub fn new() -> Node {
+        Node::with(|_| {})
+    }
+
+    pub fn with(change: impl FnOnce(&mut Config)) -> Node {
         let root = tempfile::tempdir().unwrap();
         let mut config = Config::default();
+        change(&mut config);
         config.registry.config_path = root.path().join("certs.d");
         Node::start(root, config)
     }

@@ -5,7 +5,10 @@ use std::{
     collections::HashMap,
     io::Write as _,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -54,6 +57,10 @@ pub struct Reply {
     /// The length that is announced, if not the body's; `None` in it: chunked.
     pub length: Option<Option<usize>>,
     pub delay: Duration,
+    /// The bytes sent at a time, and the pause after them; of the head too with `true`.
+    pub drip: Option<(usize, Duration, bool)>,
+    /// The body's last byte again and again; counts what was sent.
+    pub endless: Option<Arc<AtomicU64>>,
 }
 
 impl Reply {
@@ -66,6 +73,8 @@ impl Reply {
             hang: None,
             length: None,
             delay: Duration::ZERO,
+            drip: None,
+            endless: None,
         }
     }
 
@@ -290,7 +299,10 @@ async fn write(stream: &mut TcpStream, request: &Request, reply: Reply) -> std::
         head.push_str(&format!("{name}: {value}\r\n"));
     }
     head.push_str("\r\n");
-    stream.write_all(head.as_bytes()).await?;
+    match reply.drip {
+        Some((piece, pause, true)) => drip(stream, head.as_bytes(), piece, pause).await?,
+        _ => stream.write_all(head.as_bytes()).await?,
+    }
     if request.method == "HEAD" {
         return stream.shutdown().await;
     }
@@ -299,12 +311,30 @@ async fn write(stream: &mut TcpStream, request: &Request, reply: Reply) -> std::
         .or(reply.hang)
         .unwrap_or(reply.body.len())
         .min(reply.body.len());
-    stream.write_all(&reply.body[..stop]).await?;
+    match reply.drip {
+        Some((piece, pause, _)) => drip(stream, &reply.body[..stop], piece, pause).await?,
+        None => stream.write_all(&reply.body[..stop]).await?,
+    }
     stream.flush().await?;
+    if let (Some(sent), Some(last)) = (&reply.endless, reply.body.last()) {
+        let more = [*last; 4096];
+        loop {
+            stream.write_all(&more).await?;
+            sent.fetch_add(4096, Ordering::Relaxed);
+        }
+    }
     if reply.hang.is_some() {
         tokio::time::sleep(Duration::from_secs(30)).await;
     }
     stream.shutdown().await
+}
+
+async fn drip(stream: &mut TcpStream, bytes: &[u8], piece: usize, pause: Duration) -> std::io::Result<()> {
+    for piece in bytes.chunks(piece) {
+        stream.write_all(piece).await?;
+        tokio::time::sleep(pause).await;
+    }
+    Ok(())
 }
 
 /// A tar archive: names ending in a slash are folders.
