@@ -124,6 +124,8 @@ pub struct Image {
     pub max_concurrent_layers: usize,
     /// Most bytes that one layer may unpack to (0: no limit).
     pub max_layer_bytes: u64,
+    /// Most files, folders and links that one layer may have (0: no limit).
+    pub max_layer_entries: u64,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -228,6 +230,7 @@ impl Default for Image {
             pinned: Vec::new(),
             max_concurrent_layers: 4,
             max_layer_bytes: 0,
+            max_layer_entries: 4_000_000,
         }
     }
 }

@@ -144,6 +144,7 @@ impl Settings {
             max_concurrent_layers: config.image.max_concurrent_layers.max(1),
             limits: Limits {
                 bytes: config.image.max_layer_bytes,
+                entries: config.image.max_layer_entries,
                 ..Limits::default()
             },
         }

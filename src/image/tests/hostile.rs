@@ -203,6 +203,42 @@ async fn retry_after_is_honoured_within_bounds() {
     }
 }
 
+/// The error says which image, which layer, which limit, and where that is set.
+#[tokio::test]
+async fn bombs_are_refused_by_name() {
+    let zeros = file("zeros", &vec![0; 8 << 20]);
+    let many: Vec<String> = (0..200).map(|n| format!("f{n}")).collect();
+    let entries: Vec<(&str, &[u8])> = many.iter().map(|name| (name.as_str(), &b""[..])).collect();
+    let many = Layer::gzip(&tar(&entries));
+    for (layer, limit, key) in [
+        (zeros, "1048576 bytes", "image.max_layer_bytes"),
+        (many, "100 entries", "image.max_layer_entries"),
+    ] {
+        let registry = Registry::start().await;
+        assert!(layer.blob.len() < 100_000, "no bomb");
+        let layers = [file("x", b"1"), layer.clone()];
+        let (id, _) = registry.push("a", "v1", &layers, json!({}));
+        let node = Node::with(|config| {
+            config.image.max_layer_bytes = 1 << 20;
+            config.image.max_layer_entries = 100;
+        });
+        let name = registry.name("a:v1");
+        let error = node.pull(&name).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::ResourceExhausted, "{error}");
+        let message = error.to_string();
+        for word in [&name, &layer.digest().to_string(), limit, key] {
+            assert!(message.contains(word), "{word}: {message}");
+        }
+        node.assert_empty();
+        // With another limit, taken over while it runs, it is an image.
+        let mut config = node.config.clone();
+        config.image.max_layer_bytes = 0;
+        config.image.max_layer_entries = 0;
+        node.images.configure(&config).unwrap();
+        assert_eq!(node.pull(&name).await.unwrap(), id);
+    }
+}
+
 /// A host with a certificate of these times, for 127.0.0.1; its file of `ca`.
 async fn with_certificate(node: &Node, from: i32, to: i32) -> std::net::SocketAddr {
     let key = KeyPair::generate().unwrap();

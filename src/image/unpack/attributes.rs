@@ -28,6 +28,10 @@ impl Place<'_> {
         rustix::fs::statat(self.parent, self.name, AtFlags::SYMLINK_NOFOLLOW).map_err(step("stat it"))
     }
 
+    pub fn is_folder(&self) -> Result<bool, Fault> {
+        Ok(FileType::from_raw_mode(self.stat()?.st_mode) == FileType::Directory)
+    }
+
     /// Sets all of a new symlink, device or FIFO.
     pub fn apply(&self, entry: &Entry, owned: bool, skipped: &mut u64) -> Result<(), Fault> {
         if !owned {

@@ -17,6 +17,10 @@
 
 mod attributes;
 #[cfg(test)]
+mod bombs;
+#[cfg(test)]
+mod hostile;
+#[cfg(test)]
 pub(super) mod oracle;
 mod place;
 #[cfg(test)]
@@ -57,15 +61,19 @@ const OPAQUE: &[u8] = b".wh..wh..opq";
 pub struct Limits {
     /// Bytes of the uncompressed stream, all of it; 0: no limit.
     pub bytes: u64,
-    /// Entries of the archive.
+    /// Entries of the archive; 0: no limit.
     pub entries: u64,
+    /// Bytes of memory for the folders that are made: their times wait for the end, and
+    /// an archive of nothing but folders with long names compresses to nearly nothing.
+    pub folders: usize,
 }
 
 impl Default for Limits {
     fn default() -> Limits {
         Limits {
             bytes: 0,
-            entries: 16 << 20,
+            entries: 0,
+            folders: 128 << 20,
         }
     }
 }
@@ -93,8 +101,10 @@ pub struct Unpacked {
 pub enum Error {
     #[error(transparent)]
     Archive(#[from] tar::Error),
-    #[error("the layer has more than {limit} entries")]
+    #[error("it has more than {limit} entries, the limit of a layer: raise image.max_layer_entries")]
     TooManyEntries { limit: u64 },
+    #[error("unpack {path:?}: the paths of the layer's folders take more than {limit} bytes")]
+    TooManyFolders { path: String, limit: usize },
     #[error("unpack {path:?}: {step}: {errno}")]
     Apply {
         path: String,
@@ -106,6 +116,8 @@ pub enum Error {
          the builder of the image must put the file into the layer too"
     )]
     LinkTarget { path: String, target: String },
+    #[error("unpack {path:?}: hard link to {target:?}, which is a folder")]
+    LinkToFolder { path: String, target: String },
     #[error("unpack {path:?}: {parent:?}, which should hold it, is no folder")]
     NoFolder { path: String, parent: String },
     #[error("unpack {path:?}: a whiteout must hide a name")]
@@ -118,16 +130,22 @@ impl HasKind for Error {
     fn kind(&self) -> Kind {
         match self {
             Error::Archive(tar::Error::Read { .. }) => Kind::Unavailable,
-            Error::Archive(tar::Error::TooLong { .. }) | Error::TooManyEntries { .. } => {
-                Kind::ResourceExhausted
-            }
+            Error::Archive(tar::Error::TooLong { .. })
+            | Error::TooManyEntries { .. }
+            | Error::TooManyFolders { .. } => Kind::ResourceExhausted,
             Error::Apply {
                 errno: Errno::NOSPC | Errno::DQUOT,
                 ..
             } => Kind::ResourceExhausted,
+            // What no filesystem, or not this one, can hold.
+            Error::Apply {
+                errno: Errno::NAMETOOLONG | Errno::LOOP | Errno::FBIG,
+                ..
+            } => Kind::DataLoss,
             Error::Apply { .. } | Error::Finish { .. } => Kind::Internal,
             Error::Archive(_)
             | Error::LinkTarget { .. }
+            | Error::LinkToFolder { .. }
             | Error::NoFolder { .. }
             | Error::Whiteout { .. } => Kind::DataLoss,
         }
@@ -140,7 +158,9 @@ enum Fault {
     Archive(tar::Error),
     Step(&'static str, Errno),
     LinkTarget,
+    LinkToFolder,
     NoFolder(Vec<u8>),
+    TooManyFolders(usize),
     Whiteout,
 }
 
@@ -164,7 +184,7 @@ pub fn unpack(reader: &mut dyn Read, dir: BorrowedFd<'_>, limits: &Limits) -> Re
     };
     let mut unpacker = Unpacker {
         archive: Archive::new(reader, archive),
-        places: Places::new(dir),
+        places: Places::new(dir, limits.folders),
         buffer: vec![0; BUFFER],
         unpacked: Unpacked::default(),
         ours: (
@@ -176,7 +196,7 @@ pub fn unpack(reader: &mut dyn Read, dir: BorrowedFd<'_>, limits: &Limits) -> Re
     let mut entries = 0;
     while let Some(entry) = unpacker.archive.next()? {
         entries += 1;
-        if entries > limits.entries {
+        if limits.entries > 0 && entries > limits.entries {
             return Err(Error::TooManyEntries {
                 limit: limits.entries,
             });
@@ -196,10 +216,15 @@ fn named(fault: Fault, entry: &Entry) -> Error {
             path,
             target: text(&entry.link),
         },
+        Fault::LinkToFolder => Error::LinkToFolder {
+            path,
+            target: text(&entry.link),
+        },
         Fault::NoFolder(parent) => Error::NoFolder {
             path,
             parent: text(&parent),
         },
+        Fault::TooManyFolders(limit) => Error::TooManyFolders { path, limit },
         Fault::Whiteout => Error::Whiteout { path },
     }
 }
@@ -314,8 +339,7 @@ impl<R: Read> Unpacker<'_, R> {
         if opaque {
             attributes::set_opaque(fd.as_fd()).map_err(step("mark the folder opaque"))?;
         }
-        self.places.explicit(parent.child(name.as_bytes()), fd, entry);
-        Ok(())
+        self.places.explicit(parent.child(name.as_bytes()), fd, entry)
     }
 
     fn hard_link(&mut self, entry: &Entry, parent: &Parent, name: &CString) -> Result<(), Fault> {
@@ -334,6 +358,9 @@ impl<R: Read> Unpacker<'_, R> {
                 if old.st_ino != new.st_ino {
                     return Err(Fault::Step("make the hard link", Errno::EXIST));
                 }
+            }
+            Err(Errno::PERM) if at(folder.fd.as_fd(), &target).is_folder()? => {
+                return Err(Fault::LinkToFolder);
             }
             Err(errno) => return Err(Fault::Step("make the hard link", errno)),
         }
@@ -424,7 +451,7 @@ impl<R: Read> Unpacker<'_, R> {
         self.unpacked.implied = implied
             .map(|(path, _)| PathBuf::from(std::ffi::OsString::from_vec(path)))
             .collect();
-        if self.replaced {
+        if self.replaced || self.places.replaced {
             let top = walk::open_folder(self.places.root, c".").map_err(finish)?;
             let root = rustix::fs::fstat(&top).map_err(finish)?;
             let usage = usage::usage_at(top).map_err(finish)?;

@@ -27,6 +27,14 @@ use crate::image::{
 
 /// Symlinks followed for one path, as in the kernel.
 const MAX_LINKS: usize = 40;
+/// Longest path of a folder, as in the kernel. Entries can go deeper, by way of
+/// symlinks, but nobody could open what is there.
+const MAX_PATH: usize = 4095;
+/// Names looked up one by one in a whole layer. Only paths with symlinks in them need
+/// that; with many long ones an archive could keep a thread busy for days.
+const MAX_STEPS: u64 = 1 << 26;
+/// What a folder takes in memory besides its path.
+const FOLDER: usize = 96;
 
 /// An open folder that things are made in (perhaps O_PATH).
 #[derive(Debug)]
@@ -62,6 +70,12 @@ pub(super) struct Places<'a> {
     pub folders: BTreeMap<Vec<u8>, Folder>,
     /// The folder of the last entry, by its name in the archive: the next one's too, mostly.
     last: Option<(Vec<u8>, Rc<Parent>)>,
+    /// Bytes that `folders` takes, and may.
+    memory: usize,
+    most: usize,
+    steps: u64,
+    /// A whiteout gave way to a folder.
+    pub replaced: bool,
 }
 
 /// The names of a path, cleaned as at a root: no empty ones, no "." and "..".
@@ -80,11 +94,36 @@ pub(super) fn clean(path: &[u8]) -> Vec<&[u8]> {
 }
 
 impl<'a> Places<'a> {
-    pub fn new(root: BorrowedFd<'a>) -> Places<'a> {
+    /// `most`: see [`super::Limits::folders`].
+    pub fn new(root: BorrowedFd<'a>, most: usize) -> Places<'a> {
         Places {
             root,
             folders: BTreeMap::new(),
             last: None,
+            memory: 0,
+            most,
+            steps: 0,
+            replaced: false,
+        }
+    }
+
+    fn insert(&mut self, path: Vec<u8>, folder: Folder) -> Result<(), Fault> {
+        if path.len() > MAX_PATH {
+            return Err(Fault::Step("make its folder", Errno::NAMETOOLONG));
+        }
+        let size = path.len() + FOLDER;
+        if self.folders.insert(path, folder).is_none() {
+            self.memory += size;
+        }
+        if self.memory > self.most {
+            return Err(Fault::TooManyFolders(self.most));
+        }
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &[u8]) {
+        if self.folders.remove(path).is_some() {
+            self.memory -= path.len() + FOLDER;
         }
     }
 
@@ -111,21 +150,21 @@ impl<'a> Places<'a> {
     }
 
     /// Notes a folder that an entry made; what comes next is likely in it.
-    pub fn explicit(&mut self, path: Vec<u8>, fd: OwnedFd, entry: &Entry) {
-        self.folders
-            .insert(path.clone(), Folder::Explicit(entry.mtime, entry.atime));
+    pub fn explicit(&mut self, path: Vec<u8>, fd: OwnedFd, entry: &Entry) -> Result<(), Fault> {
+        self.insert(path.clone(), Folder::Explicit(entry.mtime, entry.atime))?;
         let parent = Parent {
             path,
             fd,
             setgid: entry.mode & 0o2000 != 0,
         };
         self.last = Some((clean(&entry.path).join(&b'/'), Rc::new(parent)));
+        Ok(())
     }
 
     /// Something at `path` is replaced: what is known of it and below it is void.
     pub fn forget(&mut self, path: &[u8]) {
         self.last = None;
-        self.folders.remove(path);
+        self.remove(path);
         let below = [path, b"/"].concat();
         let behind = [path, b"0"].concat();
         let keys: Vec<_> = self
@@ -134,7 +173,7 @@ impl<'a> Places<'a> {
             .map(|(key, _)| key.clone())
             .collect();
         for key in keys {
-            self.folders.remove(&key);
+            self.remove(&key);
         }
     }
 
@@ -168,6 +207,10 @@ impl<'a> Places<'a> {
         let mut links = 0;
         while let Some(name) = todo.pop() {
             let Some(folder) = &fd else { return Ok(None) };
+            self.steps += 1;
+            if self.steps > MAX_STEPS {
+                return Err(Fault::Step("follow the symlinks among its folders", Errno::LOOP));
+            }
             if name.is_empty() || name == b"." {
                 continue;
             }
@@ -211,9 +254,10 @@ impl<'a> Places<'a> {
                 (Some(_), _) if !whiteout => return Err(Fault::NoFolder(join(&here, &name))),
                 _ => {
                     let made = make_folder(folder.as_fd(), &name, whiteout)?;
+                    self.replaced |= whiteout;
                     here = join(&here, &name);
                     let how = if whiteout { Folder::Made } else { Folder::Implied };
-                    self.folders.insert(here.clone(), how);
+                    self.insert(here.clone(), how)?;
                     fd = Some(made);
                 }
             }

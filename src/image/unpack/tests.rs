@@ -438,7 +438,14 @@ fn limits_and_damage_are_errors() {
     let dir = tempfile::tempdir().unwrap();
     let fd = fs::File::open(dir.path()).unwrap();
     let archive = [entry(b'0', "a", "", b""), entry(b'0', "b", "", &[0; 5000]), end()].concat();
-    let run = |bytes, entries| unpack(&mut &archive[..], fd.as_fd(), &Limits { bytes, entries }).unwrap_err();
+    let run = |bytes, entries| {
+        let limits = Limits {
+            bytes,
+            entries,
+            ..Limits::default()
+        };
+        unpack(&mut &archive[..], fd.as_fd(), &limits).unwrap_err()
+    };
     assert!(matches!(run(0, 1), Error::TooManyEntries { limit: 1 }));
     let long = run(4096, 10);
     assert_eq!(long.kind(), Kind::ResourceExhausted, "{long}");
