@@ -62,11 +62,18 @@ fn arguments(inputs: &Inputs<'_>) -> Result<Vec<String>, Error> {
             message: "has neither entrypoint nor cmd, and the request no command: set command".into(),
         });
     }
-    if all.iter().any(|argument| argument.contains('\0')) {
+    let impossible = |argument: &String| argument.contains('\0');
+    if request.command.iter().chain(&request.args).any(impossible) {
         return Err(Error::invalid(
             "command",
             "an argument holds a NUL byte, which no process can get",
         ));
+    }
+    if all.iter().any(impossible) {
+        return Err(Error::Image {
+            image: image.name.clone(),
+            message: "an argument of its entrypoint or cmd holds a NUL byte, which no process can get".into(),
+        });
     }
     Ok(all)
 }

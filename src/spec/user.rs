@@ -14,6 +14,8 @@ use crate::proto::cri::{LinuxContainerSecurityContext, SupplementalGroupsPolicy}
 
 /// The largest id that container tools agree on.
 const MAX_ID: u32 = 0x7fff_ffff;
+/// Most supplementary groups that the kernel gives a process (NGROUPS_MAX).
+const MAX_GROUPS: usize = 65536;
 
 /// The user of the first process, and of every exec.
 #[derive(Debug, PartialEq, Eq)]
@@ -69,13 +71,13 @@ fn resolve_in(
     let user = match parse_id(name_or_id) {
         Id::Number(uid) => Known {
             uid,
-            entry: files.passwd.iter().find(|entry| entry.uid == uid),
+            entry: files.passwd().find(|entry| entry.uid == uid),
         },
         Id::TooLarge => {
             let message = format!("uid {name_or_id} is larger than {MAX_ID}");
             return Err(asked.wrong(image, message));
         }
-        Id::Name => match files.passwd.iter().find(|entry| entry.name == name_or_id) {
+        Id::Name => match files.passwd().find(|entry| entry.name == name_or_id) {
             Some(entry) => Known {
                 uid: entry.uid,
                 entry: Some(entry),
@@ -97,7 +99,7 @@ fn resolve_in(
             Id::TooLarge => {
                 return Err(asked.wrong(image, format!("gid {group} is larger than {MAX_ID}")));
             }
-            Id::Name => match files.group.iter().find(|entry| entry.name == group) {
+            Id::Name => match files.group().find(|entry| entry.name == group) {
                 Some(entry) => entry.gid,
                 None => {
                     return Err(asked.wrong(
@@ -128,16 +130,23 @@ fn resolve_in(
     if policy == SupplementalGroupsPolicy::Merge
         && let Some(entry) = user.entry
     {
-        let of_user = files
-            .group
-            .iter()
-            .filter(|group| group.members.contains(&entry.name));
-        groups.extend(of_user.map(|group| group.gid));
+        let of_user = files.group().filter(|group| group.has(entry.name));
+        for group in of_user {
+            groups.insert(group.gid);
+            if groups.len() > MAX_GROUPS {
+                let message = format!(
+                    "/etc/group has user {:?} in more than {MAX_GROUPS} groups, the most that a process can have",
+                    entry.name
+                );
+                return Err(asked.wrong(image, message));
+            }
+        }
     }
+    // It becomes a variable: a line of its own in whatever a container writes it to.
     let home = user
         .entry
-        .map(|entry| entry.home.as_str())
-        .filter(|home| home.starts_with('/'));
+        .map(|entry| entry.home)
+        .filter(|home| home.starts_with('/') && !home.contains(char::is_control));
     Ok(Identity {
         uid: user.uid,
         gid,
@@ -148,7 +157,7 @@ fn resolve_in(
 
 struct Known<'a> {
     uid: u32,
-    entry: Option<&'a Passwd>,
+    entry: Option<Passwd<'a>>,
 }
 
 /// The user as it was asked for.
@@ -246,26 +255,34 @@ fn parse_id(text: &str) -> Id {
     }
 }
 
-/// The image's user database.
+/// The image's user database, as text: a hostile one has a million lines, which are
+/// looked through and not kept.
 #[derive(Debug, Default)]
 struct Files {
-    passwd: Vec<Passwd>,
-    group: Vec<Group>,
+    passwd: String,
+    group: String,
 }
 
-#[derive(Debug)]
-struct Passwd {
-    name: String,
+#[derive(Clone, Copy, Debug)]
+struct Passwd<'a> {
+    name: &'a str,
     uid: u32,
     gid: u32,
-    home: String,
+    home: &'a str,
 }
 
-#[derive(Debug)]
-struct Group {
-    name: String,
+#[derive(Clone, Copy, Debug)]
+struct Group<'a> {
+    name: &'a str,
     gid: u32,
-    members: Vec<String>,
+    /// With commas between.
+    members: &'a str,
+}
+
+impl Group<'_> {
+    fn has(&self, user: &str) -> bool {
+        self.members.split(',').any(|member| member.trim() == user)
+    }
 }
 
 impl Files {
@@ -275,14 +292,18 @@ impl Files {
             let bytes = (inputs.read_image_file)(path).map_err(Error::io(step, path))?;
             Ok(String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned())
         };
-        Ok(Files::parse(&text("/etc/passwd")?, &text("/etc/group")?))
+        Ok(Files {
+            passwd: text("/etc/passwd")?,
+            group: text("/etc/group")?,
+        })
     }
 
-    fn parse(passwd: &str, group: &str) -> Files {
-        Files {
-            passwd: passwd.lines().filter_map(parse_passwd).collect(),
-            group: group.lines().filter_map(parse_group).collect(),
-        }
+    fn passwd(&self) -> impl Iterator<Item = Passwd<'_>> {
+        self.passwd.lines().filter_map(parse_passwd)
+    }
+
+    fn group(&self) -> impl Iterator<Item = Group<'_>> {
+        self.group.lines().filter_map(parse_group)
     }
 }
 
@@ -295,36 +316,31 @@ fn number(text: &str) -> Option<u32> {
 }
 
 /// `name:password:uid:gid:gecos:home:shell`
-fn parse_passwd(line: &str) -> Option<Passwd> {
+fn parse_passwd(line: &str) -> Option<Passwd<'_>> {
     let mut fields = line.trim().split(':');
     let name = fields
         .next()
         .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
     let mut fields = fields.skip(1);
     Some(Passwd {
-        name: name.to_owned(),
+        name,
         uid: number(fields.next()?)?,
         gid: number(fields.next()?)?,
-        home: fields.nth(1).unwrap_or_default().to_owned(),
+        home: fields.nth(1).unwrap_or_default(),
     })
 }
 
 /// `name:password:gid:member,member`
-fn parse_group(line: &str) -> Option<Group> {
+fn parse_group(line: &str) -> Option<Group<'_>> {
     let mut fields = line.trim().split(':');
     let name = fields
         .next()
         .filter(|name| !name.is_empty() && !name.starts_with('#'))?;
     let mut fields = fields.skip(1);
-    let gid = number(fields.next()?)?;
-    let members = fields.next().unwrap_or_default().split(',').map(str::trim);
     Some(Group {
-        name: name.to_owned(),
-        gid,
-        members: members
-            .filter(|name| !name.is_empty())
-            .map(str::to_owned)
-            .collect(),
+        name,
+        gid: number(fields.next()?)?,
+        members: fields.next().unwrap_or_default(),
     })
 }
 

@@ -25,17 +25,19 @@ big:x:4294967297:www-data
 ::
 ";
 
+fn files(passwd: &str, group: &str) -> Files {
+    Files {
+        passwd: passwd.to_owned(),
+        group: group.to_owned(),
+    }
+}
+
 fn context() -> LinuxContainerSecurityContext {
     LinuxContainerSecurityContext::default()
 }
 
 fn user(context: &LinuxContainerSecurityContext, image_user: &str) -> Result<Identity, Error> {
-    resolve_in(
-        context,
-        image_user,
-        "example.test/app:1",
-        &Files::parse(PASSWD, GROUP),
-    )
+    resolve_in(context, image_user, "example.test/app:1", &files(PASSWD, GROUP))
 }
 
 fn numbers(identity: &Identity) -> (u32, u32, &[u32], &str) {
@@ -187,17 +189,55 @@ fn wrong_requests_name_their_field() {
 
 #[test]
 fn an_image_without_user_files() {
-    let none = Files::parse("", "");
+    let none = files("", "");
     let identity = resolve_in(&context(), "1000", "image", &none).unwrap();
     assert_eq!(numbers(&identity), (1000, 0, &[0][..], "/"));
     assert!(resolve_in(&context(), "app", "image", &none).is_err());
+}
+
+#[test]
+fn a_home_is_a_path_of_one_line() {
+    for home in ["/a\tb", "/a\rb", "/a\0b", "/\u{85}", "/\x7f", "rel", ""] {
+        let passwd = format!("app:x:5:5::{home}:/bin/sh\n");
+        let identity = resolve_in(&context(), "app", "image", &files(&passwd, "")).unwrap();
+        assert_eq!(identity.home, "/", "{home:?}");
+    }
+}
+
+#[test]
+fn more_groups_than_a_process_can_have_are_refused() {
+    let group = |count: u32| -> String { (0..count).map(|gid| format!("g{gid}:x:{gid}:app\n")).collect() };
+    let passwd = "app:x:5:5::/:/bin/sh\n";
+    let most = resolve_in(&context(), "app", "image", &files(passwd, &group(65536))).unwrap();
+    assert_eq!(most.groups.len(), 65536);
+    let error = resolve_in(&context(), "app", "image", &files(passwd, &group(65537))).unwrap_err();
+    assert_eq!(error.kind(), Kind::InvalidArgument);
+    let message = error.to_string();
+    assert!(
+        message.contains("/etc/group") && message.contains("image"),
+        "{message}"
+    );
+    let mut strict = context();
+    strict.supplemental_groups_policy = SupplementalGroupsPolicy::Strict.into();
+    let identity = resolve_in(&strict, "app", "image", &files(passwd, &group(70000))).unwrap();
+    assert_eq!(identity.groups, [5]);
+}
+
+/// As long as is read of them at most, made of what costs most to look at.
+#[test]
+fn the_largest_files_are_looked_through() {
+    let passwd = "a:x:9:9::/:\n".repeat((10 << 20) / 12);
+    let group = format!("g:x:7:{}app\n", "b,".repeat(5 << 20));
+    let files = files(&format!("{passwd}app:x:5:5::/home:/bin/sh\n"), &group);
+    let identity = resolve_in(&context(), "app", "image", &files).unwrap();
+    assert_eq!(numbers(&identity), (5, 5, &[5, 7][..], "/home"));
 }
 
 proptest::proptest! {
     /// Whatever the files hold, nobody gets an id that was refused, and nothing panics.
     #[test]
     fn odd_files_give_no_odd_ids(passwd in "[a-z0-9:,\\-+\n ]{0,200}", group in ".{0,200}", user in "[a-z0-9:+\\-]{0,12}") {
-        let files = Files::parse(&passwd, &group);
+        let files = files(&passwd, &group);
         if let Ok(identity) = resolve_in(&context(), &user, "image", &files) {
             proptest::prop_assert!(identity.uid <= MAX_ID && identity.gid <= MAX_ID);
             proptest::prop_assert!(identity.groups.iter().all(|gid| *gid <= MAX_ID));
