@@ -224,7 +224,7 @@ impl Entry {
         };
         let authority = uri
             .authority()
-            .filter(|authority| !authority.as_str().contains('@'))
+            .filter(|authority| !authority.as_str().contains('@') && !authority.host().is_empty())
             .ok_or_else(|| format!("{url:?} needs a host, and no user before it"))?
             .clone();
         let mut path = uri.path().trim_end_matches('/').to_owned();
@@ -461,6 +461,8 @@ mod tests {
             "[host.\"https://x\"]\ncapabilities = [\"pul\"]",
             "dial_timeout = \"5\"",
             "server = \"https://user:pass@x\"",
+            "[host.\"http://:8080\"]",
+            "[host.\"http://://x/v2\"]",
         ] {
             fs::write(dir.path().join("_default/hosts.toml"), wrong).unwrap();
             let message = load(dir.path(), "r.example").unwrap_err().to_string();
