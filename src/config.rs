@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 
 mod change;
 mod check;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod handler;
 mod read;
 

@@ -14,6 +14,9 @@
 
 pub mod proto;
 
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
+
 pub mod cgroup;
 pub mod launcher;
 pub mod shim;

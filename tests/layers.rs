@@ -12,6 +12,8 @@ use std::{
 /// none of its siblings.
 const LAYERS: &[&[&str]] = &[
     &["bin"],
+    // Not in any program: it feeds all of them.
+    &["fuzz"],
     &["purge"],
     &["audit", "cli", "cri"],
     &["pod", "image", "spec", "stream"],

@@ -47,23 +47,30 @@ impl Config {
     /// Reads `path` and the `config.d` folder beside it. A missing file is an
     /// error only when it is `required` (that is, named by the user).
     pub fn load(path: &Path, required: bool) -> Result<Loaded, Error> {
-        let mut table = toml::Table::new();
-        let mut origins = Origins::new();
         let mut files = Vec::new();
         let mut paths = parts(path)?;
         paths.insert(0, path.to_owned());
         for (index, path) in paths.into_iter().enumerate() {
-            let text = match fs::read_to_string(&path) {
-                Ok(text) => text,
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound && index == 0 && !required => continue,
+            match fs::read_to_string(&path) {
+                Ok(text) => files.push((path, text)),
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound && index == 0 && !required => {}
                 Err(source) => return Err(Error::Read { path, source }),
-            };
-            merge(&mut table, parse(&path, &text)?);
-            locate(&path, &text, &mut origins);
-            files.push(path);
+            }
         }
+        Config::of(&files)
+    }
+
+    /// The configuration of files with these texts, in their order.
+    pub(super) fn of(files: &[(PathBuf, String)]) -> Result<Loaded, Error> {
+        let mut table = toml::Table::new();
+        let mut origins = Origins::new();
+        for (path, text) in files {
+            merge(&mut table, parse(path, text)?);
+            locate(path, text, &mut origins);
+        }
+        // Each is right by itself, so together they are.
         let config: Config = table.try_into().map_err(|e: toml::de::Error| Error::Parse {
-            path: path.into(),
+            path: files.last().map(|(path, _)| path.clone()).unwrap_or_default(),
             message: e.to_string(),
         })?;
         config.check().map_err(|(key, message)| Error::Value {
@@ -73,7 +80,7 @@ impl Config {
         })?;
         Ok(Loaded {
             config,
-            files,
+            files: files.iter().map(|(path, _)| path.clone()).collect(),
             origins,
         })
     }

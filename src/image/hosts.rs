@@ -188,7 +188,7 @@ enum Pair {
     Apart([String; 2]),
 }
 
-fn parse(dir: &Path, text: &str, registry: &str) -> Result<Vec<Host>, String> {
+pub(super) fn parse(dir: &Path, text: &str, registry: &str) -> Result<Vec<Host>, String> {
     let file: File = toml::from_str(text).map_err(|e| e.to_string())?;
     let mut entries: Vec<_> = file.host.iter().collect();
     // The order of the file is the order of asking.

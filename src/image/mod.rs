@@ -30,6 +30,8 @@ pub mod endpoint;
 pub mod error;
 pub mod fetch;
 pub mod flights;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod gc;
 pub mod hosts;
 pub mod http_client;

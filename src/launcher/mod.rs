@@ -15,6 +15,8 @@ mod device;
 mod error;
 mod exec;
 mod filesystem;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod hook;
 mod identity;
 mod image_volume;

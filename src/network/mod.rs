@@ -12,6 +12,8 @@ mod bridge;
 mod cni;
 mod connect;
 mod conntrack;
+#[cfg(any(test, feature = "fuzz"))]
+pub use cni::fuzz;
 mod host;
 mod netlink;
 pub mod netns;

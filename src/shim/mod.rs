@@ -18,6 +18,8 @@ pub mod exec;
 pub mod execs;
 pub mod exit;
 pub mod fault;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod line;
 pub mod log;
 pub mod output;

@@ -18,6 +18,8 @@ mod cdi;
 mod devices;
 mod error;
 mod exec;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod hidden_paths;
 mod hooks;
 mod host;

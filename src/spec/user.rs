@@ -5,6 +5,9 @@
 //! that make no sense are passed over, numbers above 2^31-1 are refused
 //! (CVE-2024-40635: an overflow there made an unprivileged user root).
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz;
+
 use std::collections::BTreeSet;
 
 use oci_spec::runtime::User;

@@ -16,6 +16,8 @@
 
 pub mod backend;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod link;
 mod portforward;
 mod remotecommand;

@@ -18,6 +18,8 @@
 mod attributes;
 #[cfg(test)]
 mod bombs;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 #[cfg(test)]
 mod hostile;
 #[cfg(test)]

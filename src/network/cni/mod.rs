@@ -9,6 +9,8 @@ mod config;
 mod error;
 mod exec;
 mod folder;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod garbage;
 mod request;
 mod result;

@@ -9,6 +9,8 @@
 mod edit;
 mod folder;
 mod format;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz;
 #[cfg(test)]
 mod tests;
 
