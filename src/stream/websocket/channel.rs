@@ -38,14 +38,11 @@ pub enum Event {
 enum Message {
     /// Nothing of it has come.
     Start,
-    Signal,
+    /// A close signal, which is one when the message ends behind its channel: it says the
+    /// same however it is cut.
+    Signal(Option<u8>),
     /// Of base64 up to 3 characters wait for the rest of their group.
-    Data {
-        channel: u8,
-        rest: BytesMut,
-    },
-    /// A signal that is complete.
-    Done,
+    Data { channel: u8, rest: BytesMut },
 }
 
 /// Reads messages.
@@ -74,14 +71,13 @@ impl Decoder {
             };
         }
         match &mut self.message {
-            Message::Signal if !bytes.is_empty() => {
-                let [channel] = bytes[..] else {
-                    return Err(Error::CloseSignal);
-                };
-                event = Some(Event::Closed { channel });
-                self.message = Message::Done;
+            Message::Signal(channel) => {
+                for byte in bytes {
+                    if channel.replace(byte).is_some() {
+                        return Err(Error::CloseSignal);
+                    }
+                }
             }
-            Message::Done if !bytes.is_empty() => return Err(Error::CloseSignal),
             Message::Data { channel, rest } => {
                 let channel = *channel;
                 if self.codec == Codec::Base64 {
@@ -89,11 +85,12 @@ impl Decoder {
                 }
                 event = (!bytes.is_empty()).then_some(Event::Data { channel, bytes });
             }
-            _ => {}
+            Message::Start => {}
         }
         if last {
-            if let Message::Signal = self.message {
-                return Err(Error::CloseSignal);
+            if let Message::Signal(channel) = self.message {
+                let channel = channel.ok_or(Error::CloseSignal)?;
+                event = Some(Event::Closed { channel });
             }
             self.message = Message::Start;
         }
@@ -112,7 +109,7 @@ impl Decoder {
         let first = *bytes.first()?;
         *bytes = bytes.slice(1..);
         Some(match self.codec {
-            Codec::Binary { closes: true } if first == CLOSE_SIGNAL => Message::Signal,
+            Codec::Binary { closes: true } if first == CLOSE_SIGNAL => Message::Signal(None),
             Codec::Base64 => data(first.wrapping_sub(b'0')),
             _ => data(first),
         })
@@ -197,6 +194,10 @@ mod tests {
             Decoder::new(V5).push(Bytes::from_static(&[255]), true),
             Err(Error::CloseSignal)
         );
+        // No channel is closed by what turns out to be no signal.
+        let mut cut = Decoder::new(V5);
+        assert_eq!(cut.push(Bytes::from_static(&[255, 0]), false), Ok(None));
+        assert_eq!(cut.push(Bytes::from_static(&[0]), true), Err(Error::CloseSignal));
         let mut v4 = Decoder::new(Codec::Binary { closes: false });
         let data = Event::Data {
             channel: 255,
