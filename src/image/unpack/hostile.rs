@@ -359,7 +359,8 @@ fn user_files_that_are_none() {
         ("GNU.sparse.size", &b"1099511627776"[..]),
         ("GNU.sparse.map", b"0,5"),
     ];
-    let cases: Vec<(&str, Vec<Vec<u8>>, Result<Option<&[u8]>, &str>)> = vec![
+    type Read<'a> = Result<Option<&'a [u8]>, &'a str>;
+    let cases: Vec<(&str, Vec<Vec<u8>>, Read<'_>)> = vec![
         (
             "a sparse terabyte",
             vec![pax(b'x', &terabyte), entry(b'0', "etc/passwd", "", b"root:")],
