@@ -137,7 +137,9 @@ async fn no_room(options: &str, fill: fn(&Small) -> Result<PathBuf>) -> Result {
     let id = sleeper(&client, &base, "before").await?;
     let ballast = fill(&small)?;
 
-    let error = client.pull(&other).await.unwrap_err();
+    let Err(error) = client.pull(&other).await else {
+        anyhow::bail!("pulled onto a disk without room");
+    };
     assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
     assert!(
         error.message().contains("other") || error.message().contains("layer"),

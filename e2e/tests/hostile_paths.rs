@@ -7,6 +7,9 @@ use std::{collections::BTreeSet, fs, os::unix::fs::symlink, path::Path};
 use e2e::{Client, Image, Pod, Result, Story, cri, handler, hostile, images::Pushed, tar::Entry};
 use serde_json::json;
 
+/// A symlink of an image: its path, and where it leads.
+type Link = (&'static str, &'static str);
+
 fn mount(host: &Path, container: &str) -> cri::Mount {
     cri::Mount {
         host_path: host.to_string_lossy().into_owned(),
@@ -98,7 +101,7 @@ async fn links_in_the_place_of_proc_sys_and_dev() -> Result {
 
     let volume = tempfile::tempdir()?;
     let covering = || vec![mount(volume.path(), "/a")];
-    let cases: [(&str, &[(&str, &str)], bool); 7] = [
+    let cases: [(&str, &[Link], bool); 7] = [
         ("proc-root", &[("proc", "/")], false),
         ("proc-folder", &[("proc", "/b")], false),
         // A link whose way is covered by what is mounted later leads elsewhere for
