@@ -169,4 +169,23 @@ mod tests {
             assert!(place(wrong).is_err(), "{wrong}");
         }
     }
+
+    #[test]
+    fn collectors_and_rates() {
+        let check = |endpoint: &str, rate| {
+            let tracing = Tracing {
+                endpoint: endpoint.into(),
+                sampling_rate_per_million: rate,
+            };
+            tracing.check().map_err(|(key, _)| key)
+        };
+        for right in ["", "http://127.0.0.1:4317", "http://collector:4317"] {
+            assert_eq!(check(right, 1_000_000), Ok(()), "{right}");
+        }
+        for wrong in ["127.0.0.1:4317", "https://127.0.0.1:4317", "http://"] {
+            assert_eq!(check(wrong, 0), Err("tracing.endpoint".into()), "{wrong}");
+        }
+        let rate = check("", 1_000_001);
+        assert_eq!(rate, Err("tracing.sampling_rate_per_million".into()));
+    }
 }
