@@ -45,6 +45,30 @@ pub struct ExecProcess {
     pub cgroup: Option<Cgroup>,
 }
 
+/// Pid, pidfd and terminal of a process that was executed.
+pub(super) type Executed = (i32, OwnedFd, Option<OwnedFd>);
+
+impl ExecProcess {
+    /// What was executed, with its cgroup; after an error the cgroup is ended and removed.
+    pub(super) fn of(executed: Result<Executed, Error>, cgroup: Option<Cgroup>) -> Result<Self, Error> {
+        match executed {
+            Ok((pid, pidfd, console)) => Ok(Self {
+                pid,
+                pidfd,
+                console,
+                cgroup,
+            }),
+            Err(error) => {
+                if let Some(cgroup) = cgroup {
+                    let _ = cgroup.kill();
+                    let _ = cgroup.remove();
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
 /// All that a container may have of its own. To join what is shared with the host anyway changes nothing.
 const JOINED: u64 = kind::MOUNT | kind::NETWORK | kind::IPC | kind::UTS | kind::CGROUP;
 
@@ -100,21 +124,7 @@ pub fn exec(
             }
         }
     })();
-    match started {
-        Ok((pid, pidfd, console)) => Ok(ExecProcess {
-            pid,
-            pidfd,
-            console,
-            cgroup,
-        }),
-        Err(error) => {
-            if let Some(cgroup) = cgroup {
-                let _ = cgroup.kill();
-                let _ = cgroup.remove();
-            }
-            Err(error)
-        }
-    }
+    ExecProcess::of(started, cgroup)
 }
 
 enum Problem {

@@ -26,7 +26,7 @@ use crate::cgroup::{self, Cgroup, Layout};
 use crate::proto::plan::{self, LaunchPlan, Resources};
 
 use super::error::Names;
-use super::exec::ExecProcess;
+use super::exec::{ExecProcess, Executed};
 use super::overlay::Problem;
 use super::{By, Error, ExecTarget, Init, Stdio, identity, namespace, process};
 
@@ -137,7 +137,7 @@ impl Runtime {
         cgroup: &Cgroup,
         terminal: bool,
         stdio: Stdio,
-    ) -> Result<(i32, OwnedFd, Option<OwnedFd>), Error> {
+    ) -> Result<Executed, Error> {
         let mut args = vec!["create", "--bundle", self.text(&self.bundle)?];
         args.extend(["--pid-file", PID_FILE]);
         let console = self.console_socket(terminal, "console.sock")?;
@@ -201,21 +201,10 @@ impl Runtime {
             .map_err(|e| self.failed("exec", "write", &e))?;
         let cgroup = self.inner.as_ref().unwrap_or(target.cgroup).child(&name)?;
         let started = self.exec_in(cgroup.as_ref(), process, &files, stdio);
-        match started.map_err(|error| name_program(error, Some(process))) {
-            Ok((pid, pidfd, console)) => Ok(ExecProcess {
-                pid,
-                pidfd,
-                console,
-                cgroup,
-            }),
-            Err(error) => {
-                if let Some(cgroup) = cgroup {
-                    let _ = cgroup.kill();
-                    let _ = cgroup.remove();
-                }
-                Err(error)
-            }
-        }
+        ExecProcess::of(
+            started.map_err(|error| name_program(error, Some(process))),
+            cgroup,
+        )
     }
 
     fn exec_in(
