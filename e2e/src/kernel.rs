@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::Context;
 
+use rustix::process::Pid;
+
 use crate::{Result, machine};
 
 /// The names by which a node's things are known.
@@ -183,6 +185,53 @@ pub fn pids(names: &Names) -> Result<Vec<u32>> {
         }
     }
     Ok(found)
+}
+
+/// The node's shims, and the ids that they were started for.
+pub fn shims(names: &Names) -> Result<Vec<(Pid, String)>> {
+    let mut found = Vec::new();
+    for pid in pids(names)? {
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = arguments
+            .split(|byte| *byte == 0)
+            .map(String::from_utf8_lossy)
+            .collect();
+        if let [program, flag, id, ..] = &words[..]
+            && program == "berth-shim"
+            && flag == "-id"
+            && let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw)
+        {
+            found.push((pid, id.clone().into_owned()));
+        }
+    }
+    Ok(found)
+}
+
+/// Processes in containers, with the container's id.
+pub fn programs(names: &Names) -> Result<Vec<(Pid, String)>> {
+    let all = pids(names)?.into_iter();
+    let pids = all.filter_map(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw));
+    Ok(pids
+        .filter_map(|pid| Some((pid, container_of(names, pid)?)))
+        .collect())
+}
+
+/// The id of the container that a process is in.
+pub fn container_of(names: &Names, pid: Pid) -> Option<String> {
+    let table = fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).ok()?;
+    table
+        .lines()
+        .filter(|line| line.contains(&names.cgroup))
+        .find_map(id_in)
+}
+
+/// The 64 hexadecimal digits in a path.
+pub fn id_in(path: &str) -> Option<String> {
+    let words = path.split(|c: char| !c.is_ascii_hexdigit());
+    words
+        .filter(|word| word.len() == 64)
+        .map(str::to_owned)
+        .next_back()
 }
 
 /// One that died and waits for its parent is no leak of ours unless berthd is its parent.

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use e2e::{Client, Image, Node, Registry, Result, Story, client::log_lines, cri, kernel, tar::Entry};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use tonic::Code;
 
 /// Whether faults can be made for whoever serves here; says why not.
@@ -273,18 +273,15 @@ async fn a_process_that_does_not_die_at_once() -> Result {
     let story = Story::begin().await?;
     let client = &story.client;
     let (pod, id) = story.sleeper("undead").await?;
-    let pids = kernel::pids(story.node.names())?;
-    let in_container =
-        |pid: &u32| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|table| table.contains(&id));
-    let pid = pids
-        .into_iter()
-        .find(in_container)
+    let mut programs = kernel::programs(story.node.names())?.into_iter();
+    let (pid, _) = programs
+        .find(|(_, of)| *of == id)
         .context("the container's process")?;
     // In a cgroup that berthd does not know: as a process in an uninterruptible call.
     let ice = freezer.join(format!("ice_{}", id.get(..12).unwrap_or_default()));
     fs::create_dir(&ice)?;
     let frozen = (|| {
-        fs::write(ice.join("cgroup.procs"), pid.to_string())?;
+        fs::write(ice.join("cgroup.procs"), pid.as_raw_nonzero().to_string())?;
         fs::write(ice.join("freezer.state"), "FROZEN")
     })();
     let stopped = match frozen {
@@ -321,15 +318,10 @@ async fn a_shim_that_hangs() -> Result {
     let mut story = Story::begin().await?;
     let (pod, id) = story.sleeper("hung").await?;
     let (_, other) = story.sleeper("other").await?;
-    let mut shims = Vec::new();
-    for pid in kernel::pids(story.node.names())? {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if String::from_utf8_lossy(&line).contains(&id) {
-            shims.extend(i32::try_from(pid).ok().and_then(Pid::from_raw));
-        }
-    }
+    let mut shims = kernel::shims(story.node.names())?;
+    shims.retain(|(_, of)| *of == id);
     assert_eq!(shims.len(), 1, "{shims:?}");
-    kill_process(shims[0], Signal::STOP)?;
+    kill_process(shims[0].0, Signal::STOP)?;
     // Over a restart, so that nobody knows anything of it.
     story.node.kill()?;
     story.node.launch().await?;

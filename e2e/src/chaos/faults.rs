@@ -14,8 +14,8 @@ use anyhow::{Context, ensure};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use tokio::task::JoinSet;
 
-use super::{Shared, look, worker::Worker};
-use crate::{Node, Result};
+use super::{Shared, worker::Worker};
+use crate::{Node, Result, kernel};
 
 /// Where berthd writes the names of its steps.
 const SEEN: &str = "steps";
@@ -178,7 +178,7 @@ impl Faults {
 
     /// Signals one of the node's shims, if there is one.
     fn shim(&mut self, node: &Node, signal: Signal, name: &'static str) -> Result<()> {
-        let shims = look::shims(node)?;
+        let shims = kernel::shims(node.names())?;
         if shims.is_empty() {
             return Ok(());
         }
@@ -198,7 +198,7 @@ impl Faults {
         let pidfd = pidfd_open(*pid, PidfdFlags::empty());
         // The pid was looked up a while ago, and may be another's by now.
         if let Ok(pidfd) = pidfd
-            && look::shims(node)?.contains(&shims[at])
+            && kernel::shims(node.names())?.contains(&shims[at])
         {
             self.count(name);
             let _ = pidfd_send_signal(&pidfd, signal);
@@ -208,12 +208,12 @@ impl Faults {
 
     /// Kills a process in a container.
     fn program(&mut self, node: &Node) -> Result<()> {
-        let programs = look::programs(node)?;
+        let programs = kernel::programs(node.names())?;
         if !programs.is_empty() {
             let (pid, id) = &programs[self.rng.usize(..programs.len())];
             self.shared.doom(id);
             if let Ok(pidfd) = pidfd_open(*pid, PidfdFlags::empty())
-                && look::container_of(node, *pid).as_ref() == Some(id)
+                && kernel::container_of(node.names(), *pid).as_ref() == Some(id)
             {
                 self.count("program killed");
                 let _ = pidfd_send_signal(&pidfd, Signal::KILL);

@@ -9,7 +9,6 @@ use std::{
 
 use anyhow::Context;
 use berth::cli::Stream;
-use rustix::process::Pid;
 
 use super::{
     Shared,
@@ -137,10 +136,16 @@ async fn objects(client: &Client, node: &Node, workers: &[Worker], wrong: &mut V
 
     // The init of a pod with one PID namespace has a shim and a cgroup of the pod's name.
     let optional = |set: BTreeSet<String>| set.into_iter().filter(|id| !ready.contains(id)).collect();
-    let of_shims = shims(node)?.into_iter().map(|(_, id)| id).collect();
+    let of_shims = kernel::shims(node.names())?
+        .into_iter()
+        .map(|(_, id)| id)
+        .collect();
     compare("shims", optional(of_shims), &alive);
     compare("cgroups", optional(cgroups(node)?), &alive);
-    let with_processes = programs(node)?.into_iter().map(|(_, id)| id).collect();
+    let with_processes = kernel::programs(node.names())?
+        .into_iter()
+        .map(|(_, id)| id)
+        .collect();
     compare("containers with processes", optional(with_processes), &alive);
 
     let state = node.state();
@@ -224,63 +229,16 @@ fn logs(workers: &[Worker]) -> Vec<String> {
     wrong
 }
 
-/// The node's shims, and the ids that they were started for.
-pub fn shims(node: &Node) -> Result<Vec<(Pid, String)>> {
-    let mut found = Vec::new();
-    for pid in kernel::pids(node.names())? {
-        let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let words: Vec<_> = arguments
-            .split(|byte| *byte == 0)
-            .map(String::from_utf8_lossy)
-            .collect();
-        if let [program, flag, id, ..] = &words[..]
-            && program == "berth-shim"
-            && flag == "-id"
-            && let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw)
-        {
-            found.push((pid, id.clone().into_owned()));
-        }
-    }
-    Ok(found)
-}
-
-/// Processes in containers, with the container's id.
-pub fn programs(node: &Node) -> Result<Vec<(Pid, String)>> {
-    let all = kernel::pids(node.names())?.into_iter();
-    let pids = all.filter_map(|pid| i32::try_from(pid).ok().and_then(Pid::from_raw));
-    Ok(pids
-        .filter_map(|pid| Some((pid, container_of(node, pid)?)))
-        .collect())
-}
-
-/// The id of the container that a process is in.
-pub fn container_of(node: &Node, pid: Pid) -> Option<String> {
-    let table = fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())).ok()?;
-    table
-        .lines()
-        .filter(|line| line.contains(&node.names().cgroup))
-        .find_map(id_in)
-}
-
 /// Ids that have a cgroup in any hierarchy.
 fn cgroups(node: &Node) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for root in kernel::hierarchies()? {
         let parent = root.join(node.names().cgroup.trim_start_matches('/'));
         for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-            found.extend(id_in(&entry.file_name().to_string_lossy()));
+            found.extend(kernel::id_in(&entry.file_name().to_string_lossy()));
         }
     }
     Ok(found)
-}
-
-/// The 64 hexadecimal digits in a path.
-fn id_in(path: &str) -> Option<String> {
-    let words = path.split(|c: char| !c.is_ascii_hexdigit());
-    words
-        .filter(|word| word.len() == 64)
-        .map(str::to_owned)
-        .next_back()
 }
 
 /// Names below a folder on which something is mounted.
