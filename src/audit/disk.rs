@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::{Error, Subject, Thing, records::Records};
+use crate::runtime::shim_of;
 
 /// A mount point below root or state.
 #[derive(Debug)]
@@ -70,17 +71,9 @@ pub fn shims(subject: &Subject) -> Result<Vec<(u32, String)>, Error> {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // A process may end at any moment.
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let Ok(folder) = fs::read_link(entry.path().join("cwd")) else {
-            continue;
-        };
-        if !line.starts_with(b"berth-shim\0") || folder.parent() != Some(&bundles) {
-            continue;
+        if let Some(id) = shim_of(pid, &bundles) {
+            found.push((pid, id));
         }
-        let id = folder.file_name().unwrap_or_default().to_string_lossy();
-        let id = id.strip_suffix(" (deleted)").unwrap_or(&id);
-        found.push((pid, id.to_owned()));
     }
     Ok(found)
 }

@@ -2,20 +2,14 @@
 
 use std::net::IpAddr;
 
-use super::error::Error;
+use super::{error::Error, sandbox_run::invalid};
 use crate::{
     network::{PortMapping, Protocol},
     proto::cri,
 };
 
-fn invalid(message: String) -> Error {
-    Error::Invalid {
-        verb: "run sandbox",
-        message,
-    }
-}
-
-/// The mappings that are of a host port; those without one say what the pod listens at, and nothing is done for them.
+/// The mappings that are of a host port; those without one say what the pod listens at,
+/// and nothing is done for them.
 pub fn ports(mappings: &[cri::PortMapping]) -> Result<Vec<PortMapping>, Error> {
     let mut ports = Vec::new();
     for mapping in mappings {

@@ -57,7 +57,7 @@ pub async fn run(
     Ok(cri::RunPodSandboxResponse { pod_sandbox_id: id })
 }
 
-fn invalid(message: impl Into<String>) -> Error {
+pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::Invalid {
         verb: VERB,
         message: message.into(),

@@ -24,3 +24,4 @@ pub use handlers::{Error as HandlerError, Handler, Handlers};
 pub use oci::{OciRuntime, Probe};
 pub use shim_binary::ShimBinary;
 pub use shim_client::{Shim, read_exit};
+pub use shim_process::shim_of;

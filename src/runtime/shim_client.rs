@@ -328,8 +328,8 @@ impl Shim {
     /// Kills a shim that hangs, by its folder `dir`, and waits until it is gone. Whoever
     /// waits for its container hears that it has vanished.
     pub async fn put_down(id: &str, dir: &Path) {
-        let folder = dir.to_owned();
-        let killed = tokio::task::spawn_blocking(move || kill_by_folder(&folder)).await;
+        let (name, folder) = (id.to_owned(), dir.to_owned());
+        let killed = tokio::task::spawn_blocking(move || kill_by_folder(&name, &folder)).await;
         match killed {
             Ok(Ok(true)) => tracing::warn!(container = %id, "its shim hung, and was killed"),
             Ok(Ok(false)) => return,

@@ -93,32 +93,38 @@ pub async fn connect(id: &str, dir: &Path) -> Result<Client, Error> {
     Ok(Client::new(stream))
 }
 
-/// Kills the shim whose folder is `dir`, however it hangs; whether there was one. It
-/// cannot be asked for its pid then, and nobody remembers it after a restart: the
-/// process is known by its name and its working folder.
-pub fn kill_by_folder(dir: &Path) -> io::Result<bool> {
-    let wanted = fs::metadata(dir)?;
+/// The id of the shim that a process is: it is known by its name, and by its working
+/// folder, which is or was in `bundles`. None: it is none, or has ended.
+pub fn shim_of(pid: u32, bundles: &Path) -> Option<String> {
+    let process = Path::new("/proc").join(pid.to_string());
+    let line = fs::read(process.join("cmdline")).ok()?;
+    let folder = fs::read_link(process.join("cwd")).ok()?;
+    // By inode, for the path to the state folder may lead through links.
+    let place = |path: &Path| fs::metadata(path).map(|folder| (folder.dev(), folder.ino()));
+    let here = place(&process.join("cwd/..")).ok()? == place(bundles).ok()?;
+    if !line.starts_with(b"berth-shim\0") || !here {
+        return None;
+    }
+    let id = folder.file_name()?.to_string_lossy();
+    Some(id.strip_suffix(" (deleted)").unwrap_or(&id).to_owned())
+}
+
+/// Kills the shim of `id`, whose folder is `dir`, however it hangs; whether there was one.
+/// It cannot be asked for its pid then, and nobody remembers it after a restart.
+pub fn kill_by_folder(id: &str, dir: &Path) -> io::Result<bool> {
+    let bundles = dir.parent().unwrap_or(dir);
     let mut found = false;
     for entry in fs::read_dir("/proc")?.flatten() {
         let name = entry.file_name();
-        let Some(pid) = name
-            .to_str()
-            .and_then(|name| name.parse().ok())
-            .and_then(Pid::from_raw)
-        else {
+        let Some(number) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
+        let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
         // Held before it is looked at, so that the pid cannot become another's.
-        let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) else {
+        let Some(Ok(process)) = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())) else {
             continue;
         };
-        let is_shim =
-            fs::read(entry.path().join("cmdline")).is_ok_and(|line| line.starts_with(b"berth-shim\0"));
-        let is_here = || {
-            fs::metadata(entry.path().join("cwd"))
-                .is_ok_and(|cwd| (cwd.dev(), cwd.ino()) == (wanted.dev(), wanted.ino()))
-        };
-        if is_shim && is_here() {
+        if shim_of(number, bundles).is_some_and(|of| of == id) {
             pidfd_send_signal(&process, Signal::KILL)?;
             found = true;
         }

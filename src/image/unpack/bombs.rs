@@ -2,20 +2,12 @@
 
 use std::fs;
 
-use super::{tests::Arena, *};
-use crate::image::tar::tests::{block, end, entry, pax, seal};
-
-fn file(name: &str, text: &str) -> Vec<u8> {
-    entry(b'0', name, "", text.as_bytes())
-}
-
-fn folder(name: &str) -> Vec<u8> {
-    entry(b'5', name, "", b"")
-}
-
-fn symlink(name: &str, to: &str) -> Vec<u8> {
-    entry(b'2', name, to, b"")
-}
+use super::{
+    hostile::{file, folder, symlink},
+    tests::Arena,
+    *,
+};
+use crate::image::tar::tests::{block, end, pax, seal};
 
 #[test]
 fn bombs_end_at_their_limit_and_name_it() {

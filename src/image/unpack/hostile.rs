@@ -76,15 +76,15 @@ fn sized(mut bytes: Vec<u8>, size: &[u8; 12]) -> Vec<u8> {
     bytes
 }
 
-fn file(name: &str, text: &str) -> Vec<u8> {
+pub(super) fn file(name: &str, text: &str) -> Vec<u8> {
     entry(b'0', name, "", text.as_bytes())
 }
 
-fn folder(name: &str) -> Vec<u8> {
+pub(super) fn folder(name: &str) -> Vec<u8> {
     entry(b'5', name, "", b"")
 }
 
-fn symlink(name: &str, to: &str) -> Vec<u8> {
+pub(super) fn symlink(name: &str, to: &str) -> Vec<u8> {
     entry(b'2', name, to, b"")
 }
 
