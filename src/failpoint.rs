@@ -63,7 +63,8 @@ mod with {
                 .insert(step.to_owned())
             && let Ok(mut file) = OpenOptions::new().create(true).append(true).open(path)
         {
-            let _ = writeln!(file, "{step}");
+            // In one write, for a berthd that is about to be killed has others beside it.
+            let _ = file.write_all(format!("{step}\n").as_bytes());
         }
         if let Some((name, left)) = &plan.fatal
             && name == step

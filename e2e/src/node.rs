@@ -55,10 +55,11 @@ impl Node {
             .rand_bytes(6)
             .tempdir_in("/tmp")?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let mark = format!("{:x}{number:x}", std::process::id());
+        // Of one width, so that none is the beginning of another's, and found in no id.
+        let mark = format!("{:06x}_{number:02x}", std::process::id());
         let names = Names {
             folder: folder.path().into(),
-            bridge: format!("be{mark}"),
+            bridge: format!("be_{mark}"),
             cgroup: machine::cgroup_parent(&[&format!("berth_e2e_{mark}")]).1,
             more: Vec::new(),
         };
