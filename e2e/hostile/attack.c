@@ -36,10 +36,12 @@ static void write_file(const char *path, const char *text)
     }
 }
 
-/* look SECONDS: into every other process that appears, as long as it is there
+/* look SECONDS [PATH]: into every other process that appears, as long as it is there
  * (CVE-2019-5736, CVE-2016-9962). What could be opened is printed once: "exe PATH",
- * "exe-write PATH", "root PATH-OF-OWN", "cwd LINK", "fd LINK"; at the end how often a
- * process would not be looked into. */
+ * "exe-write PATH", "root of another EXE", "cwd LINK", "fd LINK", and "node EXE" when PATH
+ * is below its root; at the end how often a process would not be looked into. */
+static const char *of_node;
+
 static char *seen[4096];
 static int seen_count;
 
@@ -80,6 +82,9 @@ static int look_into(const char *pid)
     struct stat mine, its;
     if (!stat("/", &mine) && !stat(path, &its) && (mine.st_dev != its.st_dev || mine.st_ino != its.st_ino))
         tell("root of another", link);
+    snprintf(path, sizeof path, "/proc/%s/root%s", pid, of_node ? of_node : "");
+    if (of_node && !stat(path, &its))
+        tell("node", link);
     snprintf(path, sizeof path, "/proc/%s/fd", pid);
     DIR *fds = opendir(path);
     for (struct dirent *entry; fds && (entry = readdir(fds));) {
@@ -305,8 +310,10 @@ static int hold(const char *path, int seconds)
 int main(int count, char **words)
 {
     const char *verb = count > 1 ? words[1] : "";
-    if (!strcmp(verb, "look") && count == 3)
+    if (!strcmp(verb, "look") && (count == 3 || count == 4)) {
+        of_node = words[3];
         return look(atoi(words[2]));
+    }
     if (!strcmp(verb, "exchange") && count == 4)
         return exchange(words[2], words[3]);
     if (!strcmp(verb, "calls"))

@@ -218,23 +218,76 @@ async fn nobody_looks_into_what_is_being_executed() -> Result {
     assert!(ran > 10, "{log}");
     // What was executed was seen when it was the container's.
     assert!(log.contains("exe /bin/busybox"), "{log}");
-    for line in log
-        .lines()
-        .filter_map(|line| line.split_once(" stdout F "))
-        .map(|(_, line)| line)
-    {
-        let (what, which) = line.split_once(' ').unwrap_or((line, ""));
-        let good = match what {
-            "up" | "denied" => true,
-            "exe" => ["/bin/busybox", "/bin/attack"].contains(&which),
-            "exe-write" => false,
-            "cwd" => which == "/",
-            "fd" => ["pipe:", "/dev/null", "/proc"]
-                .iter()
-                .any(|begin| which.starts_with(begin)),
-            _ => false,
-        };
-        assert!(good, "{line}");
-    }
+    assert_eq!(
+        not_the_containers(&log, &["/bin/busybox", "/bin/attack"]),
+        Vec::<&str>::new()
+    );
     story.finish().await
+}
+
+/// CAP_SYS_PTRACE opens what is not dumpable too. So whoever gets into a pid namespace
+/// with others in it must be the container's by then, root and descriptors and all.
+#[tokio::test]
+async fn who_may_trace_finds_nothing_of_the_node() -> Result {
+    let mut story = Story::begin().await?;
+    let image = story.image(hostile::image()?, "tracer:1").await?;
+    let client = &story.client;
+    let mut config = client.pod_config("tracer");
+    let options = pod_security(&mut config)
+        .namespace_options
+        .get_or_insert_default();
+    options.pid = cri::NamespaceMode::Pod.into();
+    let pod = client.run_pod_with(config).await?;
+    let look = format!("echo up; exec attack look 8 {}", story.node.path().display());
+    let mut config = client.script("tracer", &image.tag, &look);
+    share_pids(&mut config);
+    let capabilities = security(&mut config).capabilities.get_or_insert_default();
+    capabilities.add_capabilities.push("SYS_PTRACE".into());
+    let tracer = client.run(&pod, config).await?;
+    let (mut ran, mut made) = (0, 0);
+    while client.status(&tracer).await?.state() == cri::ContainerState::ContainerRunning {
+        for _ in 0..10 {
+            ran += usize::from(client.exec(&tracer, &["usleep", "500"]).await.is_ok());
+        }
+        let mut config = client.script(&format!("neighbour{made}"), &image.tag, "true");
+        share_pids(&mut config);
+        let id = client.run(&pod, config).await?;
+        client.remove(&id).await?;
+        made += 1;
+    }
+    let log = fs::read_to_string(client.status(&tracer).await?.log_path)?;
+    eprintln!("{ran} execs, {made} containers: {log}");
+    assert!(ran > 10 && made > 2, "{log}");
+    // It saw its neighbours, and the shim's program, which nobody can write.
+    assert!(log.contains("exe /bin/busybox"), "{log}");
+    let shim = "/memfd:berth-shim (deleted)";
+    let found = not_the_containers(&log, &["/bin/busybox", "/bin/attack", shim]);
+    let found: Vec<_> = found
+        .into_iter()
+        .filter(|line| !line.starts_with("root of another"))
+        // By the socket a launch tells how it went, about itself alone; by `tasks` one joins
+        // the container's own cgroup, and does nothing else.
+        .filter(|line| !line.starts_with("fd socket:") && !line.ends_with(&format!("/{tracer}/tasks")))
+        .collect();
+    assert_eq!(found, Vec::<&str>::new());
+    story.finish().await
+}
+
+/// What `attack look` told of and is none of a container's own.
+fn not_the_containers<'a>(log: &'a str, programs: &[&str]) -> Vec<&'a str> {
+    let told = log.lines().filter_map(|line| line.split_once(" stdout F "));
+    told.map(|(_, line)| line)
+        .filter(|line| {
+            let (what, which) = line.split_once(' ').unwrap_or((line, ""));
+            !match what {
+                "up" | "denied" => true,
+                "exe" => programs.contains(&which),
+                "cwd" => which == "/",
+                "fd" => ["pipe:", "/dev/null", "/proc"]
+                    .iter()
+                    .any(|begin| which.starts_with(begin)),
+                _ => false,
+            }
+        })
+        .collect()
 }

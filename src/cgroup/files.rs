@@ -32,6 +32,11 @@ pub fn try_write(path: &Path, value: &str) -> std::result::Result<(), Errno> {
     Ok(())
 }
 
+pub fn open_for_writing(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    openat(CWD, path, flags, Mode::empty()).map_err(|errno| error("open", path, errno))
+}
+
 /// None when it does not exist, or its cgroup is being removed.
 pub fn read_if_exists(path: &Path) -> Result<Option<String>> {
     let opened = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());

@@ -195,15 +195,17 @@ impl Cgroup {
             .try_for_each(|hierarchy| self.add_to(hierarchy, pid))
     }
 
-    /// Moves a process that CLONE_INTO_CGROUP has put into the v2 hierarchy into those of v1.
+    /// What a process that CLONE_INTO_CGROUP has put into the v2 hierarchy writes "0" to,
+    /// to join those of v1 too. The kernel moves a thread that asks for itself at once; to
+    /// have a process moved, as by [`Cgroup::add`], all forks of the machine have to wait
+    /// first, for an RCU grace period (5 to 30 ms, `cgroup_threadgroup_rwsem`).
     ///
     /// # Errors
-    /// The hierarchy's file and the errno.
-    pub fn add_v1(&self, pid: i32) -> Result<()> {
-        self.hierarchies
-            .iter()
-            .filter(|h| !h.is_v2())
-            .try_for_each(|hierarchy| self.add_to(hierarchy, pid))
+    /// The file and the errno.
+    pub fn tasks(&self) -> Result<Vec<OwnedFd>> {
+        let v1 = self.hierarchies.iter().filter(|h| !h.is_v2());
+        v1.map(|hierarchy| files::open_for_writing(&hierarchy.folder(&self.path).join("tasks")))
+            .collect()
     }
 
     fn add_to(&self, hierarchy: &Hierarchy, pid: i32) -> Result<()> {

@@ -2,7 +2,7 @@
 //! prepared by the parent; what fails is a step and an errno.
 
 use std::convert::Infallible;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::{CWD, Mode, OFlags, open, openat};
 use rustix::io::Errno;
@@ -19,7 +19,7 @@ use super::identity::{self, Labels};
 use super::path::{FOLLOW, Leaf, find_or_make};
 use super::prepare::Prepared;
 use super::step::{At, Failure, Step, Walk};
-use super::{channel, device, mask, process, sandbox_init};
+use super::{channel, device, mask, member, process, sandbox_init};
 
 /// Never returns: executes, or says what failed and exits with the code for it.
 pub fn run(prepared: &Prepared, socket: BorrowedFd<'_>) -> ! {
@@ -33,7 +33,7 @@ pub fn fail(failure: &Failure, socket: BorrowedFd<'_>) -> ! {
 }
 
 fn walk(prepared: &Prepared, socket: BorrowedFd<'_>) -> Walk<Infallible> {
-    begin(&prepared.keep, socket)?;
+    begin(&prepared.keep, &prepared.tasks)?;
     let user = prepared.namespaces.user().is_some();
     let mut procfs = filesystem::private_procfs()?;
     identity::set_oom_score(prepared.oom_score_adj, procfs.as_fd())?;
@@ -77,10 +77,16 @@ fn walk(prepared: &Prepared, socket: BorrowedFd<'_>) -> Walk<Infallible> {
     change_root(root.as_fd())?;
     finish_root(prepared, root.as_fd())?;
 
+    install_stdio(prepared.stdio.each_ref().map(AsFd::as_fd), console.as_ref())?;
+    let master = console.as_ref().map(|console| console.master.as_fd());
+    if prepared.namespaces.late_pids().is_some() {
+        member::execute(process, &[], master, socket, true);
+    }
+    if master.is_some() {
+        control_terminal()?;
+    }
     let labels = Labels::open(process, procfs.as_fd())?;
-    let stdio = prepared.stdio.each_ref().map(AsFd::as_fd);
-    install_stdio(stdio, console.as_ref())?;
-    channel::say_ready(socket, console.as_ref().map(|console| console.master.as_fd())).at(Step::Talk)?;
+    channel::say_ready(socket, master).at(Step::Talk)?;
     execute(process, &labels, socket, true)
 }
 
@@ -99,17 +105,24 @@ pub fn execute(process: &process::Prepared, labels: &Labels, socket: BorrowedFd<
     fail(&failure, socket)
 }
 
-/// What every child does first: nothing of the parent's is left but what it needs.
-pub fn begin(keep: &[RawFd], socket: BorrowedFd<'_>) -> Walk<()> {
+/// What every child does first: nothing of the parent's is left but what it needs, and it
+/// joins the cgroups whose `tasks` these are.
+pub fn begin(keep: &[RawFd], tasks: &[OwnedFd]) -> Walk<()> {
     identity::make_undumpable()?;
     signal::reset();
     descriptor::close_all_but(keep).at(Step::CloseFiles)?;
-    // Until the parent has put this process into its v1 cgroups.
-    if !channel::wait(socket) {
-        exit(128);
-    }
+    join_cgroups(tasks)?;
     setsid().at(Step::Session)?;
     identity::new_session_keyring()
+}
+
+/// Joins the cgroups whose `tasks` these are.
+pub fn join_cgroups(tasks: &[OwnedFd]) -> Walk<()> {
+    for (index, file) in tasks.iter().enumerate() {
+        // The writer itself.
+        rustix::io::write(file, b"0").at_index(Step::JoinCgroup, index)?;
+    }
+    Ok(())
 }
 
 /// Everything that is in the root, in the order of the plan.
@@ -188,19 +201,21 @@ fn finish_root(prepared: &Prepared, root: BorrowedFd<'_>) -> Walk<()> {
     mount::set_attributes(root, change, false).at(Step::RootAttributes)
 }
 
-/// Standard input and output: those given, or the terminal, which then controls the session.
+/// Standard input and output: those given, or the terminal.
 pub fn install_stdio(stdio: [BorrowedFd<'_>; 3], console: Option<&Console>) -> Walk<()> {
-    let Some(console) = console else {
-        return identity::install_stdio(stdio);
-    };
-    rustix::process::ioctl_tiocsctty(&console.slave).at(Step::Console)?;
-    identity::install_stdio([console.slave.as_fd(); 3])
+    let slave = console.map(|console| [console.slave.as_fd(); 3]);
+    identity::install_stdio(slave.unwrap_or(stdio))
+}
+
+/// The terminal that is standard input controls the session that the process leads.
+pub fn control_terminal() -> Walk<()> {
+    rustix::process::ioctl_tiocsctty(rustix::stdio::stdin()).at(Step::Console)
 }
 
 /// Closes all but standard input and output, the channel (which closes at exec) and `more`
-/// (two at most): the root, the procfs and every mount that the walk needed (CVE-2024-21626).
+/// (23 at most, and there are not as many hierarchies of cgroups): the root, the procfs and every mount that the walk needed (CVE-2024-21626).
 pub fn close_all_but<'a>(socket: BorrowedFd<'a>, more: impl Iterator<Item = BorrowedFd<'a>>) -> Walk<()> {
-    let mut keep = [socket.as_raw_fd(); 3];
+    let mut keep = [socket.as_raw_fd(); 24];
     for (slot, fd) in keep.iter_mut().skip(1).zip(more) {
         *slot = fd.as_raw_fd();
     }

@@ -245,6 +245,7 @@ fn name(plan: &LaunchPlan, step: Step, index: usize) -> Option<String> {
         Step::Mask => format!(" {:?}", plan.masked_paths.get(index)?),
         Step::ReadOnly => format!(" {:?}", plan.readonly_paths.get(index)?),
         Step::Hostname => format!(" {:?}", plan.hostname),
+        Step::JoinCgroup => format!(" {:?}", plan.cgroup.as_ref()?.path),
         Step::Sysctl => {
             let mut keys: Vec<_> = plan.sysctls.iter().collect();
             keys.sort_unstable();

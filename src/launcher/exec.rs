@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use crate::cgroup::Cgroup;
 use crate::proto::plan;
-use crate::sys::clone::Forked;
+use crate::sys::clone::{Forked, clone3};
 use crate::sys::namespace as kind;
 
 use super::channel::{self, Word};
@@ -18,7 +18,7 @@ use super::identity::{self, Labels};
 use super::oci::Runtime;
 use super::step::{At, Failure, Step, Walk};
 use super::user_namespace::Ranges;
-use super::{Stdio, child, console, filesystem, namespace, process};
+use super::{Stdio, child, console, filesystem, member, namespace, pid_of, process};
 
 /// The container to enter.
 #[derive(Debug)]
@@ -100,48 +100,55 @@ pub fn exec(
         .map_err(describe)?;
     let mut keep: Vec<RawFd> = stdio.iter().map(AsRawFd::as_raw_fd).collect();
     keep.extend([child_end.as_raw_fd(), pidfd.as_raw_fd()]);
+    let tasks = target.cgroup.tasks()?;
+    keep.extend(tasks.iter().map(AsRawFd::as_raw_fd));
     keep.sort_unstable();
 
     let cgroup = target.cgroup.child(&format!("exec-{exec_id}"))?;
     let started = (|| {
         let into = cgroup.as_ref().and_then(Cgroup::fd_for_clone);
-        let forked = namespace::clone_in_pid_namespace(pidfd.as_fd(), 0, into).map_err(describe)?;
-        let Forked::Parent { pid, pidfd: started } = forked else {
+        // Who is in a user namespace with others is out of their reach all the time.
+        let forked = match target.user {
+            Some(_) => namespace::clone_in_pid_namespace(pidfd.as_fd(), 0, into),
+            None => clone3(0, into).at(Step::Clone),
+        };
+        let Forked::Parent {
+            mut pid,
+            pidfd: mut started,
+        } = forked.map_err(describe)?
+        else {
             let stdio = stdio.each_ref().map(AsFd::as_fd);
             let target = (pidfd.as_fd(), target.user.is_some());
-            let Err(failure) = walk(&prepared, target, stdio, &keep, child_end.as_fd());
+            let Err(failure) = walk(&prepared, target, stdio, (&keep, &tasks), child_end.as_fd());
             child::fail(&failure, child_end.as_fd())
         };
         drop(child_end);
-        match converse(target, socket.as_fd(), pid) {
+        match converse(socket.as_fd(), &mut pid, &mut started) {
             Ok(console) => Ok((pid, started, console)),
-            Err(problem) => {
+            Err(failure) => {
                 child::kill_and_reap(started.as_fd());
-                Err(match problem {
-                    Problem::Step(failure) => names.describe(&failure, None),
-                    Problem::Cgroup(error) => error.into(),
-                })
+                Err(describe(failure))
             }
         }
     })();
     ExecProcess::of(started, cgroup)
 }
 
-enum Problem {
-    Step(Failure),
-    Cgroup(crate::cgroup::Error),
-}
-
-/// The parent's side; ends when the child has executed.
-fn converse(target: &ExecTarget<'_>, socket: BorrowedFd<'_>, pid: i32) -> Result<Option<OwnedFd>, Problem> {
-    target.cgroup.add_v1(pid).map_err(Problem::Cgroup)?;
-    channel::allow(socket).at(Step::Talk).map_err(Problem::Step)?;
+/// The parent's side; ends when the child, or the one that follows it, has executed.
+fn converse(socket: BorrowedFd<'_>, pid: &mut i32, pidfd: &mut OwnedFd) -> Walk<Option<OwnedFd>> {
     let mut console = None;
     loop {
-        match channel::hear(socket).at(Step::Talk).map_err(Problem::Step)? {
+        match channel::hear(socket).at(Step::Talk)? {
+            Word::Moved(next) => {
+                // The first one has ended, or is about to.
+                child::reap(pidfd.as_fd());
+                *pid = pid_of(next.as_fd()).at(Step::Talk)?;
+                *pidfd = next;
+                channel::allow(socket).at(Step::Talk)?;
+            }
             Word::Ready(master) => console = master,
-            Word::Hooks | Word::Moved(_) => {}
-            Word::Failed(failure) => return Err(Problem::Step(failure)),
+            Word::Hooks => {}
+            Word::Failed(failure) => return Err(failure),
             Word::End => return Ok(console),
         }
     }
@@ -152,16 +159,18 @@ fn walk(
     process: &process::Prepared,
     (init, user): (BorrowedFd<'_>, bool),
     stdio: [BorrowedFd<'_>; 3],
-    keep: &[RawFd],
+    (keep, tasks): (&[RawFd], &[OwnedFd]),
     socket: BorrowedFd<'_>,
 ) -> Walk<Infallible> {
-    child::begin(keep, socket)?;
+    child::begin(keep, if user { tasks } else { &[] })?;
     // What takes rights on the node, and a procfs that the container's mounts do not cover.
     let procfs = filesystem::private_procfs()?;
     identity::set_oom_score(process.oom_score_adj, procfs.as_fd())?;
     let labels = Labels::open(process, procfs.as_fd())?;
     if user {
         identity::set_limits(process)?;
+    } else {
+        kind::join(init, kind::PID).at(Step::JoinPid)?;
     }
     // Refused with ESRCH when the init has ended. The mount namespace brings its root
     // and working folder with it.
@@ -182,8 +191,13 @@ fn walk(
         None => None,
     };
     child::install_stdio(stdio, console.as_ref())?;
-    if let Some(console) = &console {
-        channel::say_ready(socket, Some(console.master.as_fd())).at(Step::Talk)?;
+    let master = console.as_ref().map(|console| console.master.as_fd());
+    if !user {
+        member::execute(process, tasks, master, socket, false);
+    }
+    if let Some(master) = master {
+        child::control_terminal()?;
+        channel::say_ready(socket, Some(master)).at(Step::Talk)?;
     }
     child::execute(process, &labels, socket, false)
 }

@@ -1,7 +1,7 @@
 //! New file systems by fsopen, fsconfig and fsmount: detached mounts as descriptors.
 
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::mount::{
@@ -101,4 +101,30 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno
 /// through it cannot have been covered by a container's mounts (CVE-2025-52881 of runc).
 pub fn private_procfs() -> Walk<OwnedFd> {
     make(c"proc", c"proc", &[], NOSUID | NODEV | NOEXEC, Step::Procfs)
+}
+
+/// The option of a procfs that is of another pid namespace than the caller's.
+pub fn pid_namespace(file: BorrowedFd<'_>) -> Option<Parameter> {
+    parameter(&format!("pidns=/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Whether the kernel knows that option: since Linux 6.18.
+pub fn has_procfs_of(file: BorrowedFd<'_>) -> bool {
+    let Some((key, Some(value))) = pid_namespace(file) else {
+        return false;
+    };
+    let context = fsopen(c"proc", FsOpenFlags::FSOPEN_CLOEXEC);
+    context.is_ok_and(|context| fsconfig_set_string(context, key.as_c_str(), value.as_c_str()).is_ok())
+}
+
+/// A procfs with processes and nothing else of the kernel's (Linux 5.8): whoever gets hold
+/// of it has got nothing.
+pub fn procfs_of_processes() -> Walk<OwnedFd> {
+    let make = || {
+        let context = fsopen(c"proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&context, c"source", c"proc")?;
+        fsconfig_set_string(&context, c"subset", c"pid")?;
+        mount(&context, NOSUID | NODEV | NOEXEC)
+    };
+    make().at(Step::Procfs)
 }

@@ -22,6 +22,7 @@ mod identity;
 mod image_volume;
 mod mapped_layers;
 mod mask;
+mod member;
 mod mount;
 mod namespace;
 mod oci;
@@ -203,8 +204,6 @@ fn launch(
     drop(child_end);
     drop(prepared);
     let ready = (|| {
-        cgroup.add_v1(pid)?;
-        channel::allow(socket.as_fd()).at(Step::Talk).map_err(describe)?;
         loop {
             match channel::hear(socket.as_fd()).at(Step::Talk).map_err(describe)? {
                 Word::Moved(next) => {

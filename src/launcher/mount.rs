@@ -69,6 +69,8 @@ pub struct Place<'a> {
     /// What is made in /dev: in a user namespace nobody can make a device node, so the
     /// file system comes with them.
     pub devices: &'a [device::Prepared],
+    /// The pid namespace that a procfs is of, if not that of the process that makes it.
+    pub pids: Option<BorrowedFd<'a>>,
 }
 
 /// Opens what `mount` needs.
@@ -98,7 +100,7 @@ pub fn prepare(index: usize, mount: &Mount, place: Place<'_>) -> Result<Prepared
         {
             cgroups(index, mount, place.cgroup)?
         }
-        _ => file_system(index, mount, kind, place.label).map_err(Problem::Plan)?,
+        _ => file_system(index, mount, kind, place).map_err(Problem::Plan)?,
     };
     // What the kernel's own file systems are mounted on is no link: masks and read-only
     // paths are found by the same names later, when a link may lead elsewhere, and what
@@ -197,7 +199,7 @@ fn dev(index: usize, mount: &Mount, place: Place<'_>) -> Result<Source, Problem>
         kind,
         source,
         parameters,
-    } = file_system(index, mount, Kind::Tmpfs, place.label).map_err(Problem::Plan)?
+    } = file_system(index, mount, Kind::Tmpfs, place).map_err(Problem::Plan)?
     else {
         return Err(Problem::Step(Failure::new(Step::MakeFileSystem, Errno::INVAL)));
     };
@@ -216,10 +218,11 @@ fn dev(index: usize, mount: &Mount, place: Place<'_>) -> Result<Source, Problem>
     })
 }
 
-fn file_system(index: usize, mount: &Mount, kind: Kind, label: &str) -> Result<Source, Error> {
+fn file_system(index: usize, mount: &Mount, kind: Kind, place: Place<'_>) -> Result<Source, Error> {
     // What else there is has labels of its own.
-    let labelled = matches!(kind, Kind::Tmpfs | Kind::Devpts) && !label.is_empty();
-    let context = labelled.then(|| format!("context={label}"));
+    let labelled = matches!(kind, Kind::Tmpfs | Kind::Devpts) && !place.label.is_empty();
+    let context = labelled.then(|| format!("context={}", place.label));
+    let pids = place.pids.filter(|_| kind == Kind::Proc);
     let kind = match kind {
         Kind::Proc => c"proc",
         Kind::Sysfs => c"sysfs",
@@ -228,7 +231,7 @@ fn file_system(index: usize, mount: &Mount, kind: Kind, label: &str) -> Result<S
         Kind::Mqueue => c"mqueue",
         Kind::Cgroup | Kind::Bind | Kind::Overlay => c"cgroup2",
     };
-    let mut parameters = Vec::new();
+    let mut parameters = Vec::from_iter(pids.and_then(filesystem::pid_namespace));
     for option in mount.data.iter().chain(&context) {
         let field = format!("mounts[{index}].data");
         parameters.push(

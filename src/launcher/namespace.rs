@@ -9,8 +9,8 @@ use crate::sys::clone::{Forked, clone_sibling, clone3, exit};
 use crate::sys::namespace as kind;
 
 use super::overlay::Problem;
-use super::step::{At, Step, Walk};
-use super::{Error, channel};
+use super::step::{At, Failure, Step, Walk};
+use super::{Error, channel, filesystem};
 
 #[derive(Debug, Default)]
 pub struct Namespaces {
@@ -19,10 +19,19 @@ pub struct Namespaces {
     /// Made by unshare in the child, when it is in its cgroups: the cgroup
     /// namespace's root is where the process is at that moment.
     cgroup: bool,
-    pid: Option<(usize, OwnedFd)>,
+    pid: Option<Pids>,
     joined: Vec<(usize, u64, OwnedFd)>,
     /// The pod's: everything that is made belongs to it.
     user: Option<(usize, OwnedFd)>,
+}
+
+/// A pid namespace that others live in.
+#[derive(Debug)]
+struct Pids {
+    index: usize,
+    file: OwnedFd,
+    /// It is entered when all of the walk is done: see [`super::member`].
+    late: bool,
 }
 
 pub fn prepare(namespaces: &[Namespace]) -> Result<Namespaces, Problem> {
@@ -66,10 +75,18 @@ pub fn prepare(namespaces: &[Namespace]) -> Result<Namespaces, Problem> {
         )
         .at_index(Step::OpenNamespace, index)?;
         match bit {
-            kind::PID => prepared.pid = Some((index, file)),
+            kind::PID => {
+                let late = filesystem::has_procfs_of(file.as_fd());
+                prepared.pid = Some(Pids { index, file, late });
+            }
             kind::USER => prepared.user = Some((index, file)),
             bit => prepared.joined.push((index, bit, file)),
         }
+    }
+    // In a user namespace the process is out of reach for whoever else is in it: what they
+    // may do there says nothing of memory that was the node's.
+    if let (Some(pids), Some(_)) = (&mut prepared.pid, &prepared.user) {
+        pids.late = false;
     }
     if prepared.made & kind::MOUNT == 0 {
         return Err(Problem::Plan(Error::plan(
@@ -89,9 +106,16 @@ impl Namespaces {
         self.user.as_ref().map(|(_, file)| file.as_fd())
     }
 
+    /// The pid namespace that the process is in at the end only.
+    pub fn late_pids(&self) -> Option<BorrowedFd<'_>> {
+        let pids = self.pid.as_ref().filter(|pids| pids.late);
+        pids.map(|pids| pids.file.as_fd())
+    }
+
     pub fn descriptors(&self, into: &mut Vec<RawFd>) {
         into.extend(self.joined.iter().map(|(_, _, file)| file.as_raw_fd()));
         into.extend(self.user.iter().map(|(_, file)| file.as_raw_fd()));
+        into.extend(self.late_pids().map(|file| file.as_raw_fd()));
     }
 
     /// In the parent.
@@ -99,14 +123,14 @@ impl Namespaces {
         // What belongs to a user namespace is made in it: see `enter_user`.
         let made = if self.user.is_some() { 0 } else { self.made };
         match &self.pid {
-            None => clone3(made, cgroup).at(Step::Clone),
-            Some((index, file)) => {
-                let joined = clone_in_pid_namespace(file.as_fd(), made, cgroup);
-                joined.map_err(|failure| super::step::Failure {
-                    index: u16::try_from(*index).unwrap_or(u16::MAX),
+            Some(pids) if !pids.late => {
+                let joined = clone_in_pid_namespace(pids.file.as_fd(), made, cgroup);
+                joined.map_err(|failure| Failure {
+                    index: u16::try_from(pids.index).unwrap_or(u16::MAX),
                     ..failure
                 })
             }
+            _ => clone3(made, cgroup).at(Step::Clone),
         }
     }
 
@@ -130,8 +154,12 @@ impl Namespaces {
         }
     }
 
-    /// In the child, when it is in its cgroups.
+    /// In the child, when it is in its cgroups. It stays in its pid namespace: only its
+    /// children will be in the one that is joined.
     pub fn join(&self) -> Walk<()> {
+        if let Some(pids) = self.pid.as_ref().filter(|pids| pids.late) {
+            kind::join(pids.file.as_fd(), kind::PID).at_index(Step::JoinPid, pids.index)?;
+        }
         for (index, bit, file) in &self.joined {
             kind::join(file.as_fd(), *bit).at_index(Step::JoinNamespace, *index)?;
         }

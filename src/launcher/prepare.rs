@@ -45,6 +45,8 @@ pub struct Prepared {
     /// The user of a sandbox's init.
     pub nobody: u32,
     pub stdio: [OwnedFd; 3],
+    /// Of the v1 cgroups that the child joins.
+    pub tasks: Vec<OwnedFd>,
     /// Hooks run between the mounts and the change of the root.
     pub waits_for_hooks: bool,
     /// Descriptors that the child keeps, in rising order.
@@ -130,6 +132,7 @@ pub fn prepare(
         label: plan.rootfs.as_ref().map_or("", |rootfs| &rootfs.mount_label),
         user: user.zip(checked.user.as_ref()),
         devices: &checked.devices,
+        pids: checked.namespaces.late_pids(),
     };
     let prepared_mounts = mounts
         .iter()
@@ -172,6 +175,7 @@ pub fn prepare(
         process: checked.process,
         waits_for_hooks: plan.hooks.as_ref().is_some_and(hook::any_before_pivot),
         stdio: stdio.into_array(host_uid.unwrap_or(0)).at(Step::Stdio)?,
+        tasks: cgroup.tasks().map_err(|error| Problem::Plan(error.into()))?,
         keep: Vec::new(),
     };
     let mut keep = Vec::new();
@@ -181,7 +185,13 @@ pub fn prepare(
         .mounts
         .iter()
         .for_each(|mount| mount.descriptors(&mut keep));
-    keep.extend(prepared.stdio.iter().map(AsRawFd::as_raw_fd));
+    keep.extend(
+        prepared
+            .stdio
+            .iter()
+            .chain(&prepared.tasks)
+            .map(AsRawFd::as_raw_fd),
+    );
     prepared.keep = keep;
     Ok(prepared)
 }

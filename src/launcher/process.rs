@@ -47,6 +47,13 @@ pub struct Capabilities {
     pub ambient: u64,
 }
 
+impl Prepared {
+    /// Whether a security module is to have its say at the exec.
+    pub fn has_label(&self) -> bool {
+        self.apparmor.is_some() || self.selinux.is_some()
+    }
+}
+
 /// Where programs are looked for when the environment has no PATH.
 const DEFAULT_PATH: &[u8] = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 

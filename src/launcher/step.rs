@@ -42,6 +42,7 @@ steps! {
     // In the child.
     Undumpable => "make the process undumpable (prctl)",
     CloseFiles => "close descriptors (close_range)",
+    JoinCgroup => "join the cgroup (write to tasks)",
     Session => "start a session (setsid)",
     Keyring => "make a session keyring (keyctl)",
     JoinNamespace => "join namespace (setns)",
