@@ -4,6 +4,9 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr},
     os::fd::{AsRawFd, BorrowedFd},
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use netlink_packet_core::{
@@ -28,6 +31,11 @@ use super::{
 /// The loopback link has this index in every namespace.
 pub const LOOPBACK: u32 = 1;
 const IFLA_BRPORT_MODE: u16 = 4;
+
+/// Of the thread that deletes a link, which calls nothing deep.
+const STACK: usize = 256 << 10;
+/// How often it is looked whether a link that is being deleted is still to be found.
+const LOOK_AGAIN: Duration = Duration::from_micros(500);
 
 /// A link as the kernel describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,9 +190,42 @@ impl Netlink {
         self.exchange(request, NLM_F_ACK, operation, name, |_| {})
     }
 
-    /// Deletes a link (of a veth both ends); one that is not there is fine.
+    /// Deletes a link (of a veth both ends); one that is not there is fine. Returns when
+    /// nobody finds it any more, which is after 1 or 2 ms. The kernel answers only when all
+    /// of its memory is free, after an RCU barrier that takes 20 to 100 ms: a thread of its
+    /// own sits that out, and should it be killed, the kernel does it all the same.
     pub fn delete_link(&mut self, name: &str) -> Result<(), Error> {
-        let request = RouteNetlinkMessage::DelLink(link_message(0, name));
+        let Some(Link { index, .. }) = self.link(name)? else {
+            return Ok(());
+        };
+        let (say, heard) = mpsc::channel();
+        let taken = name.to_owned();
+        // By index: whoever gets the name next is not meant.
+        let delete = move || {
+            let deleted = Netlink::open().and_then(|mut netlink| netlink.delete_index(index, &taken));
+            // Nobody waits for it any more, when the link was gone before.
+            let _ = say.send(deleted);
+        };
+        let thread = thread::Builder::new().name("link".into()).stack_size(STACK);
+        let started = thread.spawn(delete);
+        started.map_err(|error| Error::new("delete link", name, error))?;
+        loop {
+            match heard.recv_timeout(LOOK_AGAIN) {
+                Ok(deleted) => return deleted,
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => {
+                    let error = io::Error::other("the thread that does it has ended");
+                    return Err(Error::new("delete link", name, error));
+                }
+            }
+            if self.link(name)?.is_none_or(|found| found.index != index) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn delete_index(&mut self, index: u32, name: &str) -> Result<(), Error> {
+        let request = RouteNetlinkMessage::DelLink(link_message(index, name));
         match self.exchange(request, NLM_F_ACK, "delete link", name, |_| {}) {
             Err(e) if e.errno() == libc::ENODEV => Ok(()),
             other => other,
