@@ -91,7 +91,11 @@ fn pass(
     limits: &Limits,
 ) -> Result<Unpacked, Broken> {
     let reader = decompress(source).map_err(Broken::Stream)?;
-    let mut plain = Hashed { reader, hasher };
+    let mut plain = Plain {
+        reader,
+        hasher,
+        ingest,
+    };
     let unpacked = unpack::unpack(&mut plain, ingest.dir(), limits).map_err(|error| match error {
         // The channel never fails: an error of reading is the decompressor's.
         unpack::Error::Archive(tar::Error::Read { source, .. }) => Broken::Stream(source),
@@ -160,16 +164,18 @@ impl Read for Source {
     }
 }
 
-/// A reader that hashes what it reads.
-struct Hashed<'a, R> {
+/// A reader of the layer's archive, which hashes what it reads.
+struct Plain<'a, R> {
     reader: R,
     hasher: &'a mut Sha256,
+    ingest: &'a Ingest,
 }
 
-impl<R: Read> Read for Hashed<'_, R> {
+impl<R: Read> Read for Plain<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.reader.read(buffer)?;
         self.hasher.update(&buffer[..n]);
+        self.ingest.unpacked(n as u64);
         Ok(n)
     }
 }

@@ -16,6 +16,7 @@
 //! those of the one it covers. That makes a layer's folder depend on the layers
 //! below: the same archive over others may need another [`Layers::variant`].
 
+mod ahead;
 mod derive;
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,10 @@ use std::{
         unix::ffi::OsStrExt,
     },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rustix::{
@@ -37,6 +41,7 @@ use rustix::{
 };
 use sha2::{Digest, Sha256};
 
+use self::ahead::Ahead;
 use super::{
     attributes::Attributes,
     unpack::Unpacked,
@@ -83,6 +88,7 @@ impl HasKind for Error {
 pub struct Layers {
     path: PathBuf,
     fd: OwnedFd,
+    ahead: Arc<Ahead>,
     /// The last number given out.
     last: AtomicU64,
     /// The last number that an earlier process may have given out.
@@ -95,6 +101,7 @@ pub struct Ingest {
     number: u64,
     path: PathBuf,
     dir: OwnedFd,
+    ahead: Arc<Ahead>,
     /// The store's folder; None when committed.
     store: Option<OwnedFd>,
 }
@@ -138,6 +145,7 @@ impl Layers {
         .map_err(open)?;
         Ok(Layers {
             path: path.into(),
+            ahead: Ahead::new(&fd).map_err(open)?,
             fd,
             last: AtomicU64::new(last),
             inherited: last,
@@ -183,6 +191,7 @@ impl Layers {
             number,
             path,
             dir,
+            ahead: Arc::clone(&self.ahead),
             store: Some(store),
         })
     }
@@ -320,6 +329,11 @@ impl Layers {
 }
 
 impl Ingest {
+    /// So many bytes were unpacked into it since the last call.
+    pub fn unpacked(&self, bytes: u64) {
+        self.ahead.unpacked(bytes);
+    }
+
     /// The empty folder to unpack into.
     pub fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
