@@ -12,15 +12,29 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Cgroup, Error, Layout, Result, stats_v1, stats_v2};
+use super::{Cgroup, Error, Hierarchy, Layout, Result, stats_v1, stats_v2};
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detail {
-    /// CPU, memory, swap, pressure and the number of processes: some ten files.
+    /// CPU, memory, swap and pressure: eight files at most.
     Usage,
+    /// The same, and the number of processes.
+    Processes,
     /// Everything: limits, disks, huge pages, counters of failures too.
     All,
+}
+
+impl Detail {
+    /// Whether something is read in that hierarchy.
+    fn needs(self, hierarchy: &Hierarchy) -> bool {
+        let some = |names: &[&str]| names.iter().any(|name| hierarchy.has(name));
+        match self {
+            Detail::Usage => hierarchy.is_v2() || some(&["cpuacct", "memory"]),
+            Detail::Processes => hierarchy.is_v2() || some(&["cpuacct", "memory", "pids"]),
+            Detail::All => true,
+        }
+    }
 }
 
 /// What a cgroup and all below it have used. What the kernel does not count here is absent.
@@ -28,7 +42,7 @@ pub enum Detail {
 pub struct Stats {
     pub cpu: Option<Cpu>,
     pub memory: Option<Memory>,
-    /// Processes, not threads.
+    /// Processes, not threads; 0 with [`Detail::Usage`].
     pub processes: u64,
     pub pressure: PressureSet,
     /// The following only with [`Detail::All`].
@@ -173,7 +187,7 @@ impl Cgroup {
     pub fn stats(&self, detail: Detail) -> Result<Option<Stats>> {
         let mut v1 = Vec::new();
         let mut unified = None;
-        for hierarchy in &self.hierarchies {
+        for hierarchy in self.hierarchies.iter().filter(|h| detail.needs(h)) {
             let Some(folder) = Folder::open(&hierarchy.folder(&self.path))? else {
                 continue;
             };

@@ -18,22 +18,23 @@ pub fn read(folders: &[(&[String], Folder)], unified: Option<&Folder>, detail: D
     };
     let mut stats = Stats::default();
     if let Some(folder) = find("cpuacct") {
-        stats.cpu = cpu(folder)?;
+        stats.cpu = cpu(folder, detail)?;
     }
     if let Some(folder) = find("memory") {
         stats.memory = memory(folder, detail)?;
     }
     // Every hierarchy has all processes; one of execs is below the container's in v2.
-    if let Some(folder) = find("pids")
-        .or_else(|| find("memory"))
-        .or_else(|| find("cpuacct"))
+    if detail != Detail::Usage
+        && let Some(folder) = find("pids")
+            .or_else(|| find("memory"))
+            .or_else(|| find("cpuacct"))
     {
         stats.processes = folder.processes()?;
     }
     if let Some(folder) = unified {
         stats.pressure = folder.pressure()?;
     }
-    if detail == Detail::Usage {
+    if detail != Detail::All {
         return Ok(stats);
     }
     if let Some(folder) = find("cpu") {
@@ -57,16 +58,19 @@ pub fn read(folders: &[(&[String], Folder)], unified: Option<&Folder>, detail: D
     Ok(stats)
 }
 
-fn cpu(folder: &Folder) -> Result<Option<Cpu>> {
+fn cpu(folder: &Folder, detail: Detail) -> Result<Option<Cpu>> {
     let Some(usage) = folder.number("cpuacct.usage")? else {
         return Ok(None);
     };
-    Ok(Some(Cpu {
+    let mut cpu = Cpu {
         usage,
-        user: folder.number("cpuacct.usage_user")?.unwrap_or(0),
-        system: folder.number("cpuacct.usage_sys")?.unwrap_or(0),
         ..Cpu::default()
-    }))
+    };
+    if detail == Detail::All {
+        cpu.user = folder.number("cpuacct.usage_user")?.unwrap_or(0);
+        cpu.system = folder.number("cpuacct.usage_sys")?.unwrap_or(0);
+    }
+    Ok(Some(cpu))
 }
 
 fn throttling(cpu: &mut Cpu, text: &str) {

@@ -9,7 +9,10 @@ pub fn read(folder: &Folder, detail: Detail) -> Result<Stats> {
     let mut stats = Stats {
         cpu: folder.read("cpu.stat")?.map(|text| cpu(&text)),
         memory: memory(folder, detail)?,
-        processes: folder.processes()?,
+        processes: match detail {
+            Detail::Usage => 0,
+            Detail::Processes | Detail::All => folder.processes()?,
+        },
         pressure: folder.pressure()?,
         ..Stats::default()
     };

@@ -28,7 +28,7 @@ pub async fn stats(
     let at = node.clone();
     let stats = blocking(move || {
         // It ended in between: what is left of it is told.
-        let measured = measure(&at, &container)?;
+        let measured = measure(&at, &container, Detail::Usage)?;
         Ok(measured.map_or_else(|| outline(&at, &container), |measured| measured.stats))
     })
     .await?;
@@ -45,7 +45,7 @@ pub async fn list(
         let chosen = chosen(&at, &filter.unwrap_or_default());
         Ok(chosen
             .iter()
-            .filter_map(|c| measured(&at, c))
+            .filter_map(|c| measured(&at, c, Detail::Usage))
             .map(|c| c.stats)
             .collect())
     })
@@ -96,15 +96,15 @@ pub struct Measured {
 
 /// As [`measure`]; an error is logged, for it must not cost the other containers
 /// their numbers.
-pub fn measured(node: &Node, container: &Container) -> Option<Measured> {
-    measure(node, container).unwrap_or_else(|error| {
+pub fn measured(node: &Node, container: &Container, detail: Detail) -> Option<Measured> {
+    measure(node, container, detail).unwrap_or_else(|error| {
         tracing::warn!(container = %container.id, %error, "measure");
         None
     })
 }
 
 /// None: it is not there, or no longer. Blocks.
-fn measure(node: &Node, container: &Container) -> Result<Option<Measured>, Error> {
+fn measure(node: &Node, container: &Container, detail: Detail) -> Result<Option<Measured>, Error> {
     let record = container.record();
     match record.state {
         ContainerState::Making | ContainerState::Removing => return Ok(None),
@@ -114,7 +114,7 @@ fn measure(node: &Node, container: &Container) -> Result<Option<Measured>, Error
         }
         ContainerState::Created | ContainerState::Running => {}
     }
-    let Some(counted) = read(&container.id, &record.cgroup, Detail::Usage)? else {
+    let Some(counted) = read(&container.id, &record.cgroup, detail)? else {
         return Ok(None);
     };
     let at = now();

@@ -69,11 +69,11 @@ fn measure(node: &Node, sandbox: &Sandbox) -> Result<cri::PodSandboxStats, Error
         .pods
         .containers_of(&sandbox.id)
         .iter()
-        .filter_map(|container| container_stats::measured(node, container))
+        .filter_map(|container| container_stats::measured(node, container, Detail::Processes))
         .collect();
     let at = now();
     let mut linux = match own_cgroup(sandbox) {
-        Some(path) => match container_stats::read(&sandbox.id, &path, Detail::Usage)? {
+        Some(path) => match container_stats::read(&sandbox.id, &path, Detail::Processes)? {
             Some(counted) => whole(at, sandbox, &counted),
             // Nothing has run in it yet.
             None => sum(at, &containers),
