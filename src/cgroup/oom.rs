@@ -91,15 +91,21 @@ impl OomWatch {
     /// Takes the numbers as they are now. What is gone keeps those it had, and is not
     /// to be waited on any more.
     pub fn look(&mut self) {
-        for (index, level) in self.levels.iter_mut().enumerate() {
-            let held = self.events.as_ref().filter(|_| index == 0);
-            let counts = level.files.read(held);
-            if let Some(counts) = counts {
-                level.last = counts;
-            } else if index == 0 {
-                self.events = None;
-            }
-            if index == 0 || level.at_limit() {
+        let Some((own, above)) = self.levels.split_first_mut() else {
+            return;
+        };
+        let there = own.look(self.events.as_ref());
+        if !there {
+            self.events = None;
+        }
+        own.limit = own.files.limit().unwrap_or(own.limit);
+        // While it is there and none was killed, those above have nothing to tell.
+        if there && !own.has_killed() {
+            return;
+        }
+        for level in above {
+            level.look(None);
+            if level.at_limit() {
                 level.limit = level.files.limit().unwrap_or(level.limit);
             }
         }
@@ -144,7 +150,9 @@ fn levels(path: &str, memory: &Hierarchy) -> Vec<Level> {
                     (true, _) => Version::V2Above,
                 },
             };
-            let begin = files.read(None).unwrap_or_default();
+            // The first one is new, and has counted nothing.
+            let begin = if index == 0 { None } else { files.read(None) };
+            let begin = begin.unwrap_or_default();
             Level {
                 path: path.to_owned(),
                 limit: files.limit().filter(|_| index == 0).unwrap_or(0),
@@ -157,6 +165,13 @@ fn levels(path: &str, memory: &Hierarchy) -> Vec<Level> {
 }
 
 impl Level {
+    /// Takes its numbers; false when it is gone. `held`: its `memory.events`, open.
+    fn look(&mut self, held: Option<&File>) -> bool {
+        let counts = self.files.read(held);
+        self.last = counts.unwrap_or(self.last);
+        counts.is_some()
+    }
+
     fn has_killed(&self) -> bool {
         self.last.kills > self.begin.kills
     }

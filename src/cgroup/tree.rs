@@ -1,5 +1,6 @@
 //! The folders of a cgroup: made from the root down, removed from the leaves up.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -280,6 +281,10 @@ pub fn children(folder: &Path) -> Result<Vec<std::path::PathBuf>> {
         path: folder.to_owned(),
         errno: Errno::from_io_error(error).unwrap_or(Errno::IO),
     };
+    // A folder of cgroups has a link for each folder in it (kernfs), and most have none.
+    if std::fs::metadata(folder).is_ok_and(|folder| folder.nlink() == 2) {
+        return Ok(Vec::new());
+    }
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -198,16 +198,17 @@ impl Limits<'_> {
         if rules.is_empty() {
             return Ok(());
         }
-        if self.file("devices", "devices.list").is_none() {
+        let (Some(allow), Some(deny)) = (
+            self.file("devices", "devices.allow"),
+            self.file("devices", "devices.deny"),
+        ) else {
             // The controller is not in v1 here: a program in the v2 hierarchy does it.
             return device_bpf::apply(self.cgroup, rules);
-        }
+        };
+        let open = |path: &PathBuf| files::open_for_writing(path).map(|file| (file, path.clone()));
+        let (allow, deny) = (open(&allow)?, open(&deny)?);
         for rule in rules {
-            let file = if rule.allow {
-                "devices.allow"
-            } else {
-                "devices.deny"
-            };
+            let (file, path) = if rule.allow { &allow } else { &deny };
             let number = |part: Option<u32>| part.map_or_else(|| "*".to_owned(), |n| n.to_string());
             let value = format!(
                 "{} {}:{} {}",
@@ -216,7 +217,12 @@ impl Limits<'_> {
                 number(rule.minor),
                 rule.access
             );
-            self.set("devices", file, &value, false)?;
+            // Each write is a rule of its own.
+            rustix::io::write(file, value.as_bytes()).map_err(|errno| Error::File {
+                step: "write",
+                path: path.clone(),
+                errno,
+            })?;
         }
         Ok(())
     }
