@@ -19,6 +19,10 @@ const PODS: usize = 60;
 /// Calls of ListContainerStats in one round.
 const CALLS: usize = 10;
 
+/// Between the last start and the look at the memory: what a server needs to work, and
+/// gives back, is not what 60 pods take.
+const REST: Duration = Duration::from_secs(5);
+
 /// What is wanted of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Parts {
@@ -57,6 +61,7 @@ pub async fn measure(
             let kubelet = server.kubelet()?;
             let pods = kubelet.start_many(PODS, AT_ONCE).await?;
             server.group.settle().await?;
+            tokio::time::sleep(REST).await;
             figures.extend(memory(server)?);
             if !parts.memory {
                 figures.clear();

@@ -149,8 +149,8 @@ impl Ground<'_> {
         let programs = vec![program.clone()];
         let mut command = vec![program, "--config".into(), file];
         command.extend(["--root".into(), folder.join("root")]);
-        command.extend(["--state".into(), folder.join("state")]);
-        let socket = folder.join("state/berth.sock");
+        command.extend(["--state".into(), state(name)]);
+        let socket = state(name).join("berth.sock");
         command.extend(["--address".into(), format!("unix://{}", socket.display()).into()]);
         Ok(Plan {
             name,
@@ -175,7 +175,7 @@ impl Ground<'_> {
         let config = format!(
             r#"version = 2
 root = "{shown}/root"
-state = "{shown}/state"
+state = "{state}"
 disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.btrfs"]
 [grpc]
 address = "{socket}"
@@ -200,6 +200,7 @@ BinaryName = "{program}"
 SystemdCgroup = false
 "#,
             socket = socket.display(),
+            state = state(name).display(),
             pause = self.images.pause,
             plugins = self.programs.plugins()?.display(),
             program = program.display(),
@@ -221,6 +222,11 @@ SystemdCgroup = false
             path: self.programs.path(),
         })
     }
+}
+
+/// The state of a server is in memory, as it is on nodes.
+fn state(name: &str) -> PathBuf {
+    Path::new("/run").join(name)
 }
 
 /// Without CAP_SYS_RESOURCE nobody may give a sandbox the score that peers ask for.

@@ -93,6 +93,8 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("berthd")
+        // Those that work for one pod work for the next one too, if it comes soon.
+        .thread_keep_alive(Duration::from_secs(2))
         .enable_all()
         .build()
         .context("start the runtime")

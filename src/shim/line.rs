@@ -44,7 +44,7 @@ impl Splitter {
     /// Takes what was read and gives each line to `emit`, its content in two parts.
     pub fn feed(&mut self, bytes: &[u8], mut emit: impl FnMut(Tag, [&[u8]; 2])) {
         let mut rest = bytes;
-        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+        while let Some(end) = memchr::memchr(b'\n', rest) {
             let (line, after) = rest.split_at(end);
             rest = after.get(1..).unwrap_or_default();
             let mut line = self.cut(line, &mut emit);
@@ -115,7 +115,12 @@ impl Stamps {
         } else {
             now
         };
+        let next = time == self.last.saturating_add(1);
         self.last = time;
+        // The lines of one read are a nanosecond apart: most of a flood's stamps.
+        if next && increment(&mut self.text[20..29]) {
+            return &self.text;
+        }
         let second = time.div_euclid(1_000_000_000);
         if second != self.second {
             self.second = second;
@@ -151,6 +156,19 @@ fn civil(days: i64) -> (i64, i64, i64) {
     };
     let year = era * 400 + year_of_era + i64::from(month <= 2);
     (year, month, day)
+}
+
+/// Adds one to a number in digits; false, and nothing is to be read from it, when there is
+/// no room for that.
+fn increment(place: &mut [u8]) -> bool {
+    for digit in place.iter_mut().rev() {
+        if *digit < b'9' {
+            *digit += 1;
+            return true;
+        }
+        *digit = b'0';
+    }
+    false
 }
 
 fn digits(place: &mut [u8], mut number: i64) {
@@ -249,5 +267,10 @@ mod tests {
         // The clock was set back.
         assert_eq!(stamp(4_107_542_400_000_000_000), "2100-03-01T00:00:00.000000000Z");
         assert_eq!(stamp(1_000_000_000), "1970-01-01T00:00:01.000000000Z");
+        // One more each time, over the end of a second.
+        assert_eq!(stamp(1_999_999_998), "1970-01-01T00:00:01.999999998Z");
+        assert_eq!(stamp(1_999_999_998), "1970-01-01T00:00:01.999999999Z");
+        assert_eq!(stamp(1_999_999_998), "1970-01-01T00:00:02.000000000Z");
+        assert_eq!(stamp(1_999_999_998), "1970-01-01T00:00:02.000000001Z");
     }
 }
