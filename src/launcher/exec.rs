@@ -166,8 +166,9 @@ fn walk(
     // What takes rights on the node, and a procfs that the container's mounts do not cover.
     let procfs = filesystem::private_procfs()?;
     identity::set_oom_score(process.oom_score_adj, procfs.as_fd())?;
-    let labels = Labels::open(process, procfs.as_fd())?;
+    let mut labels = Labels::default();
     if user {
+        labels = Labels::open(process, procfs.as_fd())?;
         identity::set_limits(process)?;
     } else {
         kind::join(init, kind::PID).at(Step::JoinPid)?;

@@ -190,7 +190,8 @@ impl Task {
     pub fn reaped(&mut self, pid: i32, code: i32) {
         if pid == self.init.pid {
             if self.exit.is_none() && self.state == State::Created {
-                self.message = "ended before it was started".into();
+                let how = if self.told_to_die { "was killed" } else { "ended" };
+                self.message = format!("{how} before it was started");
             }
             self.ended(code);
         } else {
