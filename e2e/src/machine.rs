@@ -27,6 +27,16 @@ pub fn has_nftables() -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
+/// Whether the kernel is of this release or a later one.
+pub fn kernel_is_at_least(major: u32, minor: u32) -> crate::Result<bool> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut numbers = text.split(['.', '-']).map(str::parse::<u32>);
+    let (Some(Ok(first)), Some(Ok(second))) = (numbers.next(), numbers.next()) else {
+        anyhow::bail!("{text:?} is no kernel release");
+    };
+    Ok((first, second) >= (major, minor))
+}
+
 /// Whether systemd makes the cgroups of the stories: as `E2E_CONFIG` says, else as
 /// berthd chooses by itself.
 pub fn has_systemd_cgroups() -> bool {

@@ -9,7 +9,8 @@ use e2e::{
     client::{pod_security, security},
     cri, hostile,
     images::digest,
-    node::binary,
+    machine,
+    node::{binary, handler},
     tar::Entry,
 };
 
@@ -229,6 +230,10 @@ async fn nobody_looks_into_what_is_being_executed() -> Result {
 /// with others in it must be the container's by then, root and descriptors and all.
 #[tokio::test]
 async fn who_may_trace_finds_nothing_of_the_node() -> Result {
+    if let Some(handler) = handler() {
+        eprintln!("not told of {handler}: what it does on its way into a container is its own affair");
+        return Ok(());
+    }
     let mut story = Story::begin().await?;
     let image = story.image(hostile::image()?, "tracer:1").await?;
     let client = &story.client;
@@ -244,20 +249,27 @@ async fn who_may_trace_finds_nothing_of_the_node() -> Result {
     let capabilities = security(&mut config).capabilities.get_or_insert_default();
     capabilities.add_capabilities.push("SYS_PTRACE".into());
     let tracer = client.run(&pod, config).await?;
+    // With older kernels an init has to be inside from the beginning.
+    let neighbours = machine::kernel_is_at_least(6, 18)?;
+    if !neighbours {
+        eprintln!("execs only: this kernel makes no procfs of another pid namespace (Linux 6.18)");
+    }
     let (mut ran, mut made) = (0, 0);
     while client.status(&tracer).await?.state() == cri::ContainerState::ContainerRunning {
         for _ in 0..10 {
             ran += usize::from(client.exec(&tracer, &["usleep", "500"]).await.is_ok());
         }
-        let mut config = client.script(&format!("neighbour{made}"), &image.tag, "true");
-        share_pids(&mut config);
-        let id = client.run(&pod, config).await?;
-        client.remove(&id).await?;
-        made += 1;
+        if neighbours {
+            let mut config = client.script(&format!("neighbour{made}"), &image.tag, "true");
+            share_pids(&mut config);
+            let id = client.run(&pod, config).await?;
+            client.remove(&id).await?;
+            made += 1;
+        }
     }
     let log = fs::read_to_string(client.status(&tracer).await?.log_path)?;
     eprintln!("{ran} execs, {made} containers: {log}");
-    assert!(ran > 10 && made > 2, "{log}");
+    assert!(ran > 10 && (made > 2 || !neighbours), "{log}");
     // It saw its neighbours, and the shim's program, which nobody can write.
     assert!(log.contains("exe /bin/busybox"), "{log}");
     let shim = "/memfd:berth-shim (deleted)";
