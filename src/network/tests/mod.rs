@@ -10,7 +10,7 @@ mod netns;
 use std::{
     collections::BTreeMap,
     future::Future,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::{Path, PathBuf},
     process::Command,
@@ -19,7 +19,7 @@ use std::{
         atomic::{AtomicU32, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -241,9 +241,17 @@ fn udp_server(netns: &Path, address: &str, name: &'static str) -> Server {
     }
 }
 
-/// What the server says to who connects from the calling thread's namespace.
+/// What the server says to who connects from the calling thread's namespace. A socket
+/// keeps the source address that it took at first, and the node's own may still be looked
+/// for duplicates then: the next one takes another.
 fn ask(ip: IpAddr, port: u16) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(ip, port), LONG)?;
+    let end = Instant::now() + LONG;
+    let mut stream = loop {
+        match TcpStream::connect_timeout(&SocketAddr::new(ip, port), Duration::from_secs(2)) {
+            Err(error) if error.kind() == ErrorKind::TimedOut && Instant::now() < end => {}
+            answer => break answer?,
+        }
+    };
     stream.set_read_timeout(Some(LONG))?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
