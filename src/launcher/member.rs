@@ -7,7 +7,7 @@
 //! sibling into the namespace, which only becomes who it is to be, and executes.
 //!
 //! An init needs a procfs of that namespace before. Linux makes one from outside since
-//! 6.18; with an older one inits are inside from the beginning, as those of runc are.
+//! 6.18; with an older one inits are inside from the beginning.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
