@@ -205,8 +205,8 @@ impl Limits<'_> {
             // The controller is not in v1 here: a program in the v2 hierarchy does it.
             return device_bpf::apply(self.cgroup, rules);
         };
-        let open = |path: &PathBuf| files::open_for_writing(path).map(|file| (file, path.clone()));
-        let (allow, deny) = (open(&allow)?, open(&deny)?);
+        let allow = (files::open_for_writing(&allow)?, allow);
+        let deny = (files::open_for_writing(&deny)?, deny);
         for rule in rules {
             let (file, path) = if rule.allow { &allow } else { &deny };
             let number = |part: Option<u32>| part.map_or_else(|| "*".to_owned(), |n| n.to_string());

@@ -76,8 +76,11 @@ pub fn prepare(namespaces: &[Namespace]) -> Result<Namespaces, Problem> {
         .at_index(Step::OpenNamespace, index)?;
         match bit {
             kind::PID => {
-                let late = filesystem::has_procfs_of(file.as_fd());
-                prepared.pid = Some(Pids { index, file, late });
+                prepared.pid = Some(Pids {
+                    index,
+                    file,
+                    late: false,
+                });
             }
             kind::USER => prepared.user = Some((index, file)),
             bit => prepared.joined.push((index, bit, file)),
@@ -85,8 +88,8 @@ pub fn prepare(namespaces: &[Namespace]) -> Result<Namespaces, Problem> {
     }
     // In a user namespace the process is out of reach for whoever else is in it: what they
     // may do there says nothing of memory that was the node's.
-    if let (Some(pids), Some(_)) = (&mut prepared.pid, &prepared.user) {
-        pids.late = false;
+    if let Some(pids) = &mut prepared.pid {
+        pids.late = prepared.user.is_none() && filesystem::has_procfs_of(pids.file.as_fd());
     }
     if prepared.made & kind::MOUNT == 0 {
         return Err(Problem::Plan(Error::plan(
