@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, fs};
 
 use e2e::{
-    Image, Result, Story,
+    Client, Image, Result, Story,
     client::{pod_security, security},
     cri, hostile,
     images::digest,
@@ -125,6 +125,16 @@ async fn the_folder_of_execs_is_swapped_for_links() -> Result {
     story.finish().await
 }
 
+/// A pod whose containers may share a pid namespace.
+fn one_pid_namespace(client: &Client, name: &str) -> cri::PodSandboxConfig {
+    let mut config = client.pod_config(name);
+    let options = pod_security(&mut config)
+        .namespace_options
+        .get_or_insert_default();
+    options.pid = cri::NamespaceMode::Pod.into();
+    config
+}
+
 /// In the pid namespace of its pod.
 fn share_pids(config: &mut cri::ContainerConfig) {
     let options = security(config).namespace_options.get_or_insert_default();
@@ -144,12 +154,7 @@ async fn the_program_that_starts_containers_cannot_be_written() -> Result {
     ]);
     let image = story.image(image, "again:1").await?;
     let client = &story.client;
-    let mut config = client.pod_config("again");
-    let options = pod_security(&mut config)
-        .namespace_options
-        .get_or_insert_default();
-    options.pid = cri::NamespaceMode::Pod.into();
-    let pod = client.run_pod_with(config).await?;
+    let pod = client.run_pod_with(one_pid_namespace(client, "again")).await?;
     // It waits for processes of the pod and opens what they run, for as long as it lives.
     let look = "(attack look 8 | sed 's/^/look /') & for i in $(seq 300); do for p in /proc/[0-9]*; do \
         attack write $p/exe | sed 's/^/write /'; done; usleep 10000; done; wait";
@@ -237,12 +242,7 @@ async fn who_may_trace_finds_nothing_of_the_node() -> Result {
     let mut story = Story::begin().await?;
     let image = story.image(hostile::image()?, "tracer:1").await?;
     let client = &story.client;
-    let mut config = client.pod_config("tracer");
-    let options = pod_security(&mut config)
-        .namespace_options
-        .get_or_insert_default();
-    options.pid = cri::NamespaceMode::Pod.into();
-    let pod = client.run_pod_with(config).await?;
+    let pod = client.run_pod_with(one_pid_namespace(client, "tracer")).await?;
     let look = format!("echo up; exec attack look 8 {}", story.node.path().display());
     let mut config = client.script("tracer", &image.tag, &look);
     share_pids(&mut config);
