@@ -83,6 +83,18 @@ pub fn hierarchies() -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Ids of containers, and of pods with an init, that have a cgroup in any hierarchy.
+pub fn ids_with_cgroups(names: &Names) -> Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for root in hierarchies()? {
+        let parent = root.join(names.cgroup.trim_start_matches('/'));
+        for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+            found.extend(id_in(&entry.file_name().to_string_lossy()));
+        }
+    }
+    Ok(found)
+}
+
 fn cgroups(names: &Names, lines: &mut BTreeSet<String>) -> Result<()> {
     for root in hierarchies()? {
         let mut folders = vec![root];

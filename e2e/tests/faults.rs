@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
+use berth::{proto::plan::ExitRecord, shim::exit};
 use e2e::{Client, Image, Node, Registry, Result, Story, client::log_lines, cri, kernel, tar::Entry};
 use rustix::process::{Signal, kill_process};
 use tonic::Code;
@@ -340,5 +341,39 @@ async fn a_shim_that_hangs() -> Result {
     );
     client.stop_pod(&pod.id).await?;
     client.remove_pod(&pod.id).await?;
+    story.finish().await
+}
+
+#[tokio::test]
+async fn a_shim_that_dies_between_its_record_and_its_cgroup() -> Result {
+    if !is_ours() {
+        return Ok(());
+    }
+    let mut story = Story::begin().await?;
+    let record = ExitRecord {
+        code: 7,
+        started_at: 1,
+        finished_at: 2,
+        ..ExitRecord::default()
+    };
+    for (name, away) in [("watched", false), ("away", true)] {
+        let (_, id) = story.sleeper(name).await?;
+        if away {
+            story.node.kill()?;
+        }
+        let shims = kernel::shims(story.node.names())?;
+        let (shim, _) = shims.iter().find(|(_, of)| *of == id).context("its shim")?;
+        exit::write(&story.node.state().join("containers").join(&id), &record)?;
+        kill_process(*shim, Signal::KILL)?;
+        if away {
+            story.node.launch().await?;
+            story.client = story.node.client().await?;
+        }
+        let ended = story.client.wait_exit(&id).await?;
+        assert_eq!(ended.exit_code, 7, "{ended:?}");
+        // Before the container is removed, which would take them away too.
+        let left = kernel::ids_with_cgroups(story.node.names())?;
+        assert!(!left.contains(&id), "{name}: {left:?}");
+    }
     story.finish().await
 }

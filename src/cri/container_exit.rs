@@ -20,7 +20,8 @@ pub fn watch(node: &Arc<Node>, container: &Arc<Container>, shim: Shim) {
     let (node, container) = (node.clone(), container.clone());
     tokio::spawn(async move {
         let exit = match shim.wait().await {
-            Ok(record) => from_record(&record, &container.record().cgroup),
+            Ok(ended) if ended.told => from_record(&ended.record, &container.record().cgroup),
+            Ok(ended) => left(&node, &container, &ended.record).await,
             Err(error) => vanished(&node, &container, &error.to_string()).await,
         };
         container.set_shim(None);
@@ -87,6 +88,16 @@ fn oom_message(record: &ExitRecord, cgroup: &str) -> String {
              above it (cgroup {above})"
         ),
     }
+}
+
+/// The shim wrote how the container ended and died before it said so: what it had not yet
+/// taken away is taken away here.
+pub async fn left(node: &Node, container: &Container, record: &ExitRecord) -> Exit {
+    let cgroup = container.record().cgroup;
+    if let Err(error) = node.cgroups.remove(&cgroup).await {
+        tracing::error!(container = %container.id, %error, "remove what a dead shim left");
+    }
+    from_record(record, &cgroup)
 }
 
 /// The shim died without a word: what it watched over is ended, for nobody reads

@@ -103,7 +103,7 @@ async fn resume(node: &Arc<Node>, container: &Arc<Container>) {
         }
         Err(error) => {
             let exit = match read_exit(&bundle) {
-                Ok(Some(record)) => container_exit::from_record(&record, &container.record().cgroup),
+                Ok(Some(record)) => container_exit::left(node, container, &record).await,
                 _ => container_exit::vanished(node, container, &error.to_string()).await,
             };
             container_exit::settle(node, container, exit).await;

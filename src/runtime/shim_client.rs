@@ -55,13 +55,19 @@ struct Inner {
     dir: PathBuf,
     client: Mutex<Client>,
     /// Where all who wait for the exit wait; absent until the first one.
-    exit: Mutex<Option<watch::Receiver<Option<Ended>>>>,
+    exit: Mutex<Option<watch::Receiver<Option<Answer>>>>,
 }
 
-/// The container has ended: what is known besides the record.
-#[derive(Clone, Debug, Default)]
-struct Ended {
-    answer: Option<ExitRecord>,
+/// What a shim said to who waited for the exit; nothing, when it is gone.
+type Answer = Option<ExitRecord>;
+
+/// How a container has ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    pub record: ExitRecord,
+    /// The shim said so itself, and nothing of the container is left. A shim that wrote the
+    /// record and was killed before that may have left the cgroup.
+    pub told: bool,
 }
 
 impl Shim {
@@ -211,16 +217,17 @@ impl Shim {
 
     /// Waits for the exit, for as long as it takes. Any number may wait; dropping
     /// a wait costs nothing.
-    pub async fn wait(&self) -> Result<ExitRecord, Error> {
+    pub async fn wait(&self) -> Result<Ended, Error> {
         let mut exit = self.exit_watch();
-        let ended = match exit.wait_for(Option::is_some).await {
-            Ok(ended) => ended.clone().unwrap_or_default(),
+        let answer = match exit.wait_for(Option::is_some).await {
+            Ok(answer) => answer.clone().flatten(),
             // The task that waits for the shim went with its runtime.
-            Err(_) => Ended::default(),
+            Err(_) => None,
         };
-        match read_exit(&self.inner.dir)? {
-            Some(record) => Ok(record),
-            None => ended.answer.ok_or_else(|| Error::Vanished {
+        let told = answer.is_some();
+        match read_exit(&self.inner.dir)?.or(answer) {
+            Some(record) => Ok(Ended { record, told }),
+            None => Err(Error::Vanished {
                 id: self.inner.id.clone(),
                 last_words: last_words(&self.inner.dir),
             }),
@@ -233,7 +240,7 @@ impl Shim {
     }
 
     /// One task waits for the shim, all callers for that task.
-    fn exit_watch(&self) -> watch::Receiver<Option<Ended>> {
+    fn exit_watch(&self) -> watch::Receiver<Option<Answer>> {
         let mut exit = self.inner.exit.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(exit) = &*exit {
             return exit.clone();
@@ -243,14 +250,14 @@ impl Shim {
         let shim = self.clone();
         tokio::spawn(async move {
             let answer = shim.wait_remote().await;
-            sender.send_replace(Some(Ended { answer }));
+            sender.send_replace(Some(answer));
         });
         receiver
     }
 
     /// Returns when the container has ended or the shim is gone; the shim's
     /// answer serves when it could not write the record.
-    async fn wait_remote(&self) -> Option<ExitRecord> {
+    async fn wait_remote(&self) -> Answer {
         let request = task::WaitRequest {
             id: self.inner.id.clone(),
             ..Default::default()

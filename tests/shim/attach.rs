@@ -104,7 +104,7 @@ async fn every_client_sees_the_output_and_the_container_goes_on_without_them() {
     assert_eq!(rest(three.stdout).await, "end\n");
     assert_eq!(rest(three.stderr.unwrap()).await, "err 3\n");
     three.attachment.ended().await.unwrap();
-    assert_eq!(again.wait().await.unwrap().code, 0);
+    assert_eq!(again.wait().await.unwrap().record.code, 0);
     fixture.assert_gone().await;
     let log = fixture.lines();
     assert_eq!(
@@ -128,7 +128,7 @@ async fn with_stdin_once_the_end_of_the_first_input_is_the_containers() {
     drop(client.stdin);
     assert_eq!(rest(client.stdout).await, "hello\nend\n");
     client.attachment.ended().await.unwrap();
-    assert_eq!(shim.wait().await.unwrap().code, 0);
+    assert_eq!(shim.wait().await.unwrap().record.code, 0);
     fixture.assert_gone().await;
 }
 
@@ -145,7 +145,7 @@ async fn a_created_container_can_be_attached_to_and_no_byte_is_missed() {
         .chain((1..=200_000).map(|number| format!("{number}\n")))
         .collect();
     assert!(rest(client.stdout).await == wanted, "output differs");
-    assert_eq!(shim.wait().await.unwrap().code, 0);
+    assert_eq!(shim.wait().await.unwrap().record.code, 0);
     assert_eq!(fixture.lines().len(), 200_001);
     fixture.assert_gone().await;
 }
@@ -190,7 +190,7 @@ async fn a_copy_of_much_comes_back_byte_for_byte() {
     let ((), count) = tokio::join!(write, read);
     assert_eq!(count, COUNT);
     println!("64 MiB through cat in {:?}", begin.elapsed());
-    assert_eq!(shim.wait().await.unwrap().code, 0);
+    assert_eq!(shim.wait().await.unwrap().record.code, 0);
     fixture.assert_gone().await;
 }
 
@@ -234,7 +234,7 @@ async fn input_that_nobody_reads_waits_in_the_clients_pipe() {
     );
     assert_eq!(read(&mut client.stdout, 5).await, "took\n");
     drop(client);
-    assert_eq!(shim.wait().await.unwrap().code, 0);
+    assert_eq!(shim.wait().await.unwrap().record.code, 0);
     fixture.assert_gone().await;
 }
 
@@ -263,7 +263,7 @@ async fn a_terminal_is_shared_and_resized() {
     // The end of input is typed.
     two.stdin.write_all(&[4]).await.unwrap();
     assert_eq!(rest(two.stdout).await, "");
-    assert_eq!(shim.wait().await.unwrap().code, 0);
+    assert_eq!(shim.wait().await.unwrap().record.code, 0);
     fixture.assert_gone().await;
 }
 

@@ -217,7 +217,7 @@ async fn an_exec_ends_with_its_container() {
         .unwrap();
     shim.kill(9, false).await.unwrap();
     assert_eq!(exec.wait().await.unwrap(), 137);
-    assert_eq!(shim.wait().await.unwrap().code, 137);
+    assert_eq!(shim.wait().await.unwrap().record.code, 137);
     fixture.assert_gone().await;
 }
 

@@ -29,7 +29,7 @@ async fn a_container_lives_and_ends_with_its_code() {
         "nothing of the image ran"
     );
     assert_eq!(shim.start().await.unwrap(), pid);
-    let record = shim.wait().await.unwrap();
+    let record = shim.wait().await.unwrap().record;
     assert_eq!(
         (record.code, record.oom_killed, record.message.as_str()),
         (3, false, "")
@@ -40,7 +40,7 @@ async fn a_container_lives_and_ends_with_its_code() {
     lines.sort();
     assert_eq!(lines, ["stderr F oops", "stdout F hello"]);
     // Late waits get the same.
-    assert_eq!(shim.wait().await.unwrap(), record);
+    assert_eq!(shim.wait().await.unwrap().record, record);
     shim.delete().await.unwrap();
     fixture.assert_gone().await;
     let shim_of =
@@ -58,7 +58,7 @@ async fn a_signal_is_128_and_its_number() {
     let shim = fixture.start().await;
     fixture.await_log("ready").await;
     shim.kill(15, false).await.unwrap();
-    assert_eq!(shim.wait().await.unwrap().code, 9);
+    assert_eq!(shim.wait().await.unwrap().record.code, 9);
     fixture.assert_gone().await;
 
     let fixture = Fixture::with_args(&["/bin/sleep", "1000"]);
@@ -72,7 +72,7 @@ async fn a_signal_is_128_and_its_number() {
         Kind::InvalidArgument
     );
     shim.kill(9, false).await.unwrap();
-    assert_eq!(shim.wait().await.unwrap().code, 137);
+    assert_eq!(shim.wait().await.unwrap().record.code, 137);
     fixture.assert_gone().await;
 }
 
@@ -102,7 +102,7 @@ async fn berthds_death_changes_nothing() {
         .collect();
     shim.kill(15, false).await.unwrap();
     for wait in waits {
-        assert_eq!(wait.await.unwrap().unwrap().code, 5);
+        assert_eq!(wait.await.unwrap().unwrap().record.code, 5);
     }
     fixture.assert_gone().await;
 }
@@ -132,7 +132,7 @@ async fn a_missing_command_is_127_with_a_record() {
     };
     assert_eq!(*code, 127, "{message}");
     assert!(message.contains("/no/such/command"), "{message}");
-    let record = shim.wait().await.unwrap();
+    let record = shim.wait().await.unwrap().record;
     assert_eq!((record.code, record.started_at), (127, 0));
     assert_eq!(&record.message, message);
     fixture.assert_gone().await;
@@ -194,7 +194,7 @@ async fn in_shared_pids_the_rest_dies_with_the_init() {
     let fixture = Fixture::new("setsid sleep 1234 & sleep 0.1; exit 4").in_host_pids();
     let shim = fixture.start().await;
     let began = std::time::Instant::now();
-    assert_eq!(shim.wait().await.unwrap().code, 4);
+    assert_eq!(shim.wait().await.unwrap().record.code, 4);
     assert!(
         began.elapsed() < Duration::from_secs(2),
         "the sleeper held the output"

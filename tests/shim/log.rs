@@ -120,7 +120,7 @@ async fn a_full_disk_does_not_stop_the_container() {
     let mut fixture = Fixture::new("seq 1 50000; exit 6");
     fixture.plan.log.as_mut().unwrap().path = "/dev/full".into();
     let shim = fixture.start().await;
-    assert_eq!(shim.wait().await.unwrap().code, 6);
+    assert_eq!(shim.wait().await.unwrap().record.code, 6);
     let notes = fs::read_to_string(fixture.dir.join("shim.log")).unwrap();
     assert!(notes.contains("No space left on device"), "{notes}");
     assert!(notes.lines().count() < 4, "{notes}");
@@ -135,7 +135,7 @@ async fn without_a_log_output_is_discarded() {
     let mut fixture = Fixture::new("seq 1 50000; exit 2");
     fixture.plan.log = None;
     let shim = fixture.start().await;
-    assert_eq!(shim.wait().await.unwrap().code, 2);
+    assert_eq!(shim.wait().await.unwrap().record.code, 2);
     assert!(!fixture.log.exists());
     shim.delete().await.unwrap();
     fixture.assert_gone().await;
@@ -156,7 +156,7 @@ async fn a_terminal_is_logged_as_stdout_and_resized() {
     fixture.await_log("oops").await;
     shim.resize(132, 43).await.unwrap();
     shim.exec_sync(&shell("echo > /go"), None, 0).await.unwrap();
-    assert_eq!(shim.wait().await.unwrap().code, 0);
+    assert_eq!(shim.wait().await.unwrap().record.code, 0);
     let lines = fixture.lines();
     assert_eq!(lines[..3], ["stdout F 24 80", "stdout F oops", "stdout F 43 132"]);
     assert_eq!(lines.len(), 3 + 5000);

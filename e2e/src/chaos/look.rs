@@ -141,7 +141,11 @@ async fn objects(client: &Client, node: &Node, workers: &[Worker], wrong: &mut V
         .map(|(_, id)| id)
         .collect();
     compare("shims", optional(of_shims), &alive);
-    compare("cgroups", optional(cgroups(node)?), &alive);
+    compare(
+        "cgroups",
+        optional(kernel::ids_with_cgroups(node.names())?),
+        &alive,
+    );
     let with_processes = kernel::programs(node.names())?
         .into_iter()
         .map(|(_, id)| id)
@@ -227,18 +231,6 @@ fn logs(workers: &[Worker]) -> Vec<String> {
         }
     }
     wrong
-}
-
-/// Ids that have a cgroup in any hierarchy.
-fn cgroups(node: &Node) -> Result<BTreeSet<String>> {
-    let mut found = BTreeSet::new();
-    for root in kernel::hierarchies()? {
-        let parent = root.join(node.names().cgroup.trim_start_matches('/'));
-        for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-            found.extend(kernel::id_in(&entry.file_name().to_string_lossy()));
-        }
-    }
-    Ok(found)
 }
 
 /// Names below a folder on which something is mounted.
