@@ -25,6 +25,8 @@ pub mod sys;
 #[cfg(feature = "agent")]
 pub mod audit;
 #[cfg(feature = "agent")]
+pub mod boot;
+#[cfg(feature = "agent")]
 pub mod cli;
 #[cfg(feature = "agent")]
 pub mod config;

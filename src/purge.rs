@@ -19,6 +19,7 @@ use rustix::{
 
 use crate::{
     audit::{self, Subject, Thing, audit},
+    boot,
     cgroup::{self, Layout},
     image::remove_all,
     instance::Instance,
@@ -44,7 +45,7 @@ const OF_ROOT: &[&str] = &[
     "lock",
 ];
 /// What of the state folder is.
-const OF_STATE: &[&str] = &["containers", "sandboxes", "berth.sock"];
+const OF_STATE: &[&str] = &["containers", "sandboxes", "berth.sock", boot::MARK];
 
 /// Errors of a purge.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["purge"],
     &["audit", "cli", "cri"],
     &["pod", "image", "spec", "stream"],
-    &["network", "runtime"],
+    &["boot", "network", "runtime"],
     // Records are kept for both of them.
     &["store"],
     &["shim"],

@@ -112,6 +112,12 @@ impl Proxy {
         format!("{}/{rest}", self.address)
     }
 
+    /// How often blobs were fetched, all together.
+    pub fn fetches(&self) -> usize {
+        let blobs = self.counts.blobs.lock().expect("not poisoned");
+        blobs.values().sum()
+    }
+
     /// The greatest number of GET requests that one blob had.
     pub fn most_fetches_of_a_blob(&self) -> usize {
         let blobs = self.counts.blobs.lock().expect("not poisoned");

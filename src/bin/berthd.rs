@@ -16,6 +16,7 @@ use std::{
 use anyhow::{Context, Result};
 use berth::{
     audit,
+    boot::Boot,
     config::{Config, Place, SHIPPED},
     cri::{self, ImageApi, Node, Paths, Reload, RuntimeApi, handover, server},
     flags::{Command, ConfigCommand, Flags},
@@ -188,7 +189,15 @@ async fn open(paths: Paths, config: Config) -> Result<Arc<Node>> {
     }
     let instance = Instance::of(&paths.state);
     let store = Arc::new(Store::open(&paths.root.join("berth.db"))?);
+    let boot = Boot::begin(&store, &paths.state)?;
+    if boot.was_unclean() {
+        store.verify()?;
+    }
     let images = Arc::new(Images::open(&paths.root, store.clone(), &config)?);
+    match boot.was_unclean() {
+        true => images.check(move || boot.in_order())?,
+        false => boot.in_order(),
+    }
     let network = Arc::new(Network::open(
         &config.network,
         config.handlers_cni_conf_dirs(),
@@ -266,7 +275,7 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
     // For the berthd after this one; it holds the socket open until then.
     let kept = listener.as_fd().try_clone_to_owned()?;
     cri::recover(&node).await.context("recover from the records")?;
-    tokio::spawn(cri::network_upkeep(node.clone()));
+    tokio::spawn(cri::upkeep(node.clone()));
     let streams = cri::Streams { node: node.clone() };
     let metrics = bind_metrics(&node.config).await?;
     let streaming = Server::bind(&node.config.streaming, Arc::new(streams)).await?;
@@ -345,6 +354,9 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
                 return Err(error).with_context(|| format!("execute {}", path.display()));
             }
         }
+    }
+    if node.images.is_checked() {
+        node.store.take_leave()?;
     }
     let _ = fs::remove_file(&socket);
     if let Ok(Some(Place::Unix(path))) = node.config.metrics.place() {

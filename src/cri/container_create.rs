@@ -118,13 +118,13 @@ async fn make(
         }
     }
     let spec = config.image.clone().unwrap_or_default();
-    let image = find_image(node, &spec.image)?;
+    let image = find_image(node, &spec.image).await?;
     // The kubelet asks by id, and says beside it how the user named the image.
     let named = match &spec.user_specified_image {
         name if name.is_empty() => &spec.image,
         name => name,
     };
-    let volumes = volume_images(node, &config)?;
+    let volumes = volume_images(node, &config).await?;
     let id = new_id();
     let cgroup = cgroup_driver::path(&sandbox.record().cgroup_parent, &id);
     let handler = node.handlers.get(&sandbox.record().handler)?;
@@ -175,11 +175,11 @@ async fn make(
     }
 }
 
-fn find_image(node: &Node, asked: &str) -> Result<Arc<Image>, Error> {
+async fn find_image(node: &Node, asked: &str) -> Result<Arc<Image>, Error> {
     if asked.is_empty() {
         return Err(invalid("config.image.image is empty"));
     }
-    node.images.find(asked)?.ok_or_else(|| Error::Wrong {
+    node.images.find(asked).await?.ok_or_else(|| Error::Wrong {
         what: "image",
         id: asked.into(),
         kind: Kind::NotFound,
@@ -188,7 +188,10 @@ fn find_image(node: &Node, asked: &str) -> Result<Arc<Image>, Error> {
 }
 
 /// The images that the request mounts, and at which of its mounts.
-fn volume_images(node: &Node, config: &cri::ContainerConfig) -> Result<Vec<(usize, Arc<Image>)>, Error> {
+async fn volume_images(
+    node: &Node,
+    config: &cri::ContainerConfig,
+) -> Result<Vec<(usize, Arc<Image>)>, Error> {
     let mut found = Vec::new();
     for (index, mount) in config.mounts.iter().enumerate() {
         let Some(asked) = &mount.image else { continue };
@@ -196,15 +199,19 @@ fn volume_images(node: &Node, config: &cri::ContainerConfig) -> Result<Vec<(usiz
             let message = format!("config.mounts[{:?}].image names no image", mount.container_path);
             return Err(invalid(message));
         }
-        let image = node.images.find(&asked.image)?.ok_or_else(|| Error::Wrong {
-            what: "image",
-            id: asked.image.clone(),
-            kind: Kind::NotFound,
-            message: format!(
-                "is not on this node, and is to be mounted at {:?}: pull it first",
-                mount.container_path
-            ),
-        })?;
+        let image = node
+            .images
+            .find(&asked.image)
+            .await?
+            .ok_or_else(|| Error::Wrong {
+                what: "image",
+                id: asked.image.clone(),
+                kind: Kind::NotFound,
+                message: format!(
+                    "is not on this node, and is to be mounted at {:?}: pull it first",
+                    mount.container_path
+                ),
+            })?;
         found.push((index, image));
     }
     Ok(found)

@@ -13,17 +13,17 @@ pub async fn list(
     request: cri::ListImagesRequest,
 ) -> Result<cri::ListImagesResponse, Error> {
     Ok(cri::ListImagesResponse {
-        images: filtered(images, request.filter)?,
+        images: filtered(images, request.filter).await?,
     })
 }
 
 /// Images of a filter, as messages, by id; a filter without a name takes all.
-pub fn filtered(images: &Images, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Error> {
+pub async fn filtered(images: &Images, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Error> {
     let name = filter.and_then(|filter| filter.image).unwrap_or_default().image;
     let found = if name.is_empty() {
         images.list()?
     } else {
-        images.find(&name)?.into_iter().collect()
+        images.find(&name).await?.into_iter().collect()
     };
     Ok(found.iter().map(|image| message(image)).collect())
 }

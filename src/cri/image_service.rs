@@ -40,7 +40,9 @@ impl ImageService for ImageApi {
         request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
         let filter = request.into_inner().filter;
-        let images = image_list::filtered(&self.node.images, filter).map_err(Error::from)?;
+        let images = image_list::filtered(&self.node.images, filter)
+            .await
+            .map_err(Error::from)?;
         Ok(Response::new(chunks(images, |images| {
             cri::StreamImagesResponse { images }
         })))

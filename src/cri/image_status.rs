@@ -19,7 +19,7 @@ pub async fn status(
             message: "it is empty".into(),
         });
     }
-    let Some(image) = images.find(&name)? else {
+    let Some(image) = images.find(&name).await? else {
         return Ok(cri::ImageStatusResponse::default());
     };
     let info = if request.verbose {

@@ -35,7 +35,6 @@ mod image_status;
 mod metric_descriptors;
 mod metric_values;
 mod metrics;
-mod network_upkeep;
 mod node;
 mod observe;
 mod pid_namespaces;
@@ -64,12 +63,12 @@ pub mod server;
 mod status;
 mod stream_lists;
 mod streaming;
+mod upkeep;
 mod watchdog;
 
 pub use self::{
     error::Error,
     image_service::ImageApi,
-    network_upkeep::network_upkeep,
     node::{Node, Paths},
     purge::purge,
     recover::recover,
@@ -77,5 +76,6 @@ pub use self::{
     runtime_service::RuntimeApi,
     scrape::page,
     streaming::Streams,
+    upkeep::upkeep,
     watchdog::feed as feed_watchdog,
 };

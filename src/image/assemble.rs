@@ -203,10 +203,12 @@ fn row(diff_id: Digest, layer: &Layer, unpacked: &Unpacked) -> LayerRow {
         opaque: unpacked.opaque_root,
         bytes: layer.bytes,
         inodes: layer.inodes,
+        seal: unpacked.seal.to_bytes(),
     }
 }
 
-fn paths(implied: &[u8]) -> Vec<PathBuf> {
+/// The paths of [`LayerRow::implied`].
+pub(super) fn paths(implied: &[u8]) -> Vec<PathBuf> {
     implied
         .split(|byte| *byte == 0)
         .filter(|path| !path.is_empty())

@@ -1,7 +1,10 @@
 //! The images in memory: a snapshot of the records with the parsed configs,
 //! replaced whole after each change.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use super::{
     content::Blobs,
@@ -66,15 +69,30 @@ pub struct Catalog {
     /// By id.
     pub images: Vec<Arc<Image>>,
     names: HashMap<String, Arc<Image>>,
+    /// Those that are not said to be there: a layer is broken, or was not looked at since
+    /// an unclean stop of the machine.
+    hidden: Option<Box<Catalog>>,
 }
 
 impl Catalog {
     /// Reads the records. Configs that `old` has parsed are taken from there. An
-    /// image whose config is damaged is left out and said so: a pull heals it.
-    pub fn load(store: &Store, blobs: &Blobs, pinned: &[String], old: &Catalog) -> Result<Catalog, Error> {
+    /// image whose config is damaged is left out and said so: a pull heals it. `open`:
+    /// layers that nobody has looked at.
+    pub fn load(
+        store: &Store,
+        blobs: &Blobs,
+        pinned: &[String],
+        open: &BTreeSet<u64>,
+        old: &Catalog,
+    ) -> Result<Catalog, Error> {
+        let unsure = unsure(store, open)?;
         let mut catalog = Catalog::default();
+        let mut hidden = Catalog::default();
         for row in store.read("list images", records::images)? {
-            let (config, diff_ids) = match old.by_id(&row.id) {
+            let known = old
+                .by_id(&row.id)
+                .or_else(|| old.hidden.as_ref().and_then(|hidden| hidden.by_id(&row.id)));
+            let (config, diff_ids) = match known {
                 Some(image) => (image.config.clone(), image.diff_ids.clone()),
                 None => match read_config(blobs, &row.id)? {
                     Some(file) => (file.config, file.rootfs.diff_ids),
@@ -100,12 +118,22 @@ impl Catalog {
                 config,
                 diff_ids,
             });
+            let of = match unsure.contains(&image.id) {
+                true => &mut hidden,
+                false => &mut catalog,
+            };
             for name in image.repo_tags.iter().chain(&image.repo_digests) {
-                catalog.names.insert(name.clone(), Arc::clone(&image));
+                of.names.insert(name.clone(), Arc::clone(&image));
             }
-            catalog.images.push(image);
+            of.images.push(image);
         }
+        catalog.hidden = (!hidden.images.is_empty()).then(|| Box::new(hidden));
         Ok(catalog)
+    }
+
+    /// As [`Catalog::find`], among those that are not said to be there.
+    pub fn find_hidden(&self, name: &str) -> Result<Option<Arc<Image>>, Error> {
+        self.hidden.as_ref().map_or(Ok(None), |hidden| hidden.find(name))
     }
 
     pub fn by_id(&self, id: &str) -> Option<&Arc<Image>> {
@@ -143,6 +171,20 @@ impl Catalog {
             (found, _) => Ok(found.cloned()),
         }
     }
+}
+
+/// Ids of the images that cannot be said to be whole.
+fn unsure(store: &Store, open: &BTreeSet<u64>) -> Result<HashSet<String>, Error> {
+    let mut unsure: HashSet<String> = store
+        .read("look for broken images", records::broken_images)?
+        .into_iter()
+        .collect();
+    if !open.is_empty() {
+        let all = store.read("list layers of images", records::stands_on)?;
+        let of_open = all.into_iter().filter(|(_, layer)| open.contains(layer));
+        unsure.extend(of_open.map(|(image, _)| image));
+    }
+    Ok(unsure)
 }
 
 /// "host/path" of "host/path:tag" or "host/path@digest".
@@ -221,7 +263,7 @@ mod tests {
                 image(&first, &["docker.io/library/x:latest"], ""),
                 image(&second, &["docker.io/library/aaaaaaaa:latest"], ""),
             ],
-            names: HashMap::new(),
+            ..Catalog::default()
         };
         for image in &catalog.images {
             catalog

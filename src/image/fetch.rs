@@ -59,12 +59,16 @@ async fn one(
     diff_id: Digest,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<Option<Arc<Fresh>>, Error> {
-    let recorded = || -> Result<bool, Error> {
-        let rows = inner.store.read("look for a layer", |c| {
+    let rows = || {
+        inner.store.read("look for a layer", |c| {
             records::layers_of(c, &diff_id.to_string())
-        })?;
-        Ok(!rows.is_empty())
+        })
     };
+    // Not one that is only said to be there.
+    inner
+        .look_at_layers(rows()?.iter().map(|row| row.number).collect())
+        .await?;
+    let recorded = || Ok::<bool, Error>(!rows()?.is_empty());
     while !*stopped.borrow() {
         if recorded()? {
             return Ok(None);

@@ -5,7 +5,7 @@
 //! [`registry`], [`endpoint`], [`auth`] (whom to ask and how), [`manifest`], [`platform`] (what
 //! comes back), [`fetch`], [`transfer`], [`body`], [`pipeline`], [`decompress`], [`unpack`]
 //! (a layer's bytes on their one way), [`assemble`] (the commit), [`catalog`]
-//! (what is here), [`gc`] (what is no longer needed).
+//! (what is here), [`gc`] (what is no longer needed), [`seal`] and [`check`] (what a disk lost).
 //!
 //! This module must not know pods or the CRI: names, credentials and containers'
 //! ids come in as plain values.
@@ -22,6 +22,7 @@ mod attributes;
 pub mod auth;
 pub mod body;
 pub mod catalog;
+pub mod check;
 pub mod content;
 pub mod copy_up;
 pub mod decompress;
@@ -43,6 +44,7 @@ pub mod pull;
 pub mod reference;
 pub mod registry;
 pub mod relabel;
+pub mod seal;
 pub mod tar;
 pub mod tls;
 pub mod transfer;
@@ -67,6 +69,7 @@ use crate::{
     store::{Store, images as records},
 };
 use catalog::Catalog;
+use check::Checks;
 use content::Blobs;
 use digest::Digest;
 use flights::{Joined, LayerFlights};
@@ -118,6 +121,7 @@ pub struct Inner {
     assembly: Mutex<()>,
     /// Something may be unused.
     stale: AtomicBool,
+    checks: Checks,
 }
 
 /// What the configuration says of images. A pull keeps those it began with.
@@ -179,6 +183,7 @@ impl Images {
             pulls: Arc::default(),
             assembly: Mutex::default(),
             stale: AtomicBool::new(false),
+            checks: Checks::default(),
             store,
         });
         inner.refresh()?;
@@ -229,9 +234,34 @@ impl Images {
     }
 
     /// The image of an id (with or without `sha256:`, or its first 8 digits or
-    /// more), tag or digest; short names mean docker.io's.
-    pub fn find(&self, name: &str) -> Result<Option<Arc<Image>>, Error> {
+    /// more), tag or digest; short names mean docker.io's. One that nobody has looked at
+    /// since an unclean stop of the machine is looked at first.
+    pub async fn find(&self, name: &str) -> Result<Option<Arc<Image>>, Error> {
+        self.inner.look_at(name).await?;
         self.inner.catalog().find(name)
+    }
+
+    /// After an unclean stop of the machine: an image is said to be there again when its
+    /// layers have been read and found whole. Returns at once; `over` is called when all
+    /// were. To be called before anybody is served.
+    pub fn check(&self, over: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+        self.inner.check_all(over)
+    }
+
+    /// No layer waits to be looked at.
+    pub fn is_checked(&self) -> bool {
+        self.inner.checks.is_over()
+    }
+
+    /// Lets go of broken images that nobody has pulled again for an hour. Ends then.
+    pub async fn forget_broken(&self) -> Result<(), Error> {
+        loop {
+            tokio::time::sleep(check::KEPT).await;
+            if self.is_checked() {
+                let inner = Arc::clone(&self.inner);
+                return run(move || inner.forget_broken()).await;
+            }
+        }
     }
 
     /// The config blob of an image, as it was pulled: JSON.
@@ -251,7 +281,9 @@ impl Images {
     /// as the CRI says. One that is not there is removed already. Layers that
     /// containers stand on stay until these are gone.
     pub fn remove(&self, name: &str) -> Result<(), Error> {
-        let Some(image) = self.find(name)? else {
+        let catalog = self.inner.catalog();
+        let found = catalog.find(name)?;
+        let Some(image) = found.map_or_else(|| catalog.find_hidden(name), |found| Ok(Some(found)))? else {
             return Ok(());
         };
         let names: Vec<String> = image
@@ -344,8 +376,20 @@ impl Inner {
     /// Reads the records anew, after they changed.
     fn refresh(&self) -> Result<(), Error> {
         let mut catalog = self.catalog.write().unwrap_or_else(PoisonError::into_inner);
-        let new = Catalog::load(&self.store, &self.blobs, &self.settings().pinned, &catalog)?;
+        let open = self.checks.open();
+        let pinned = &self.settings().pinned;
+        let new = Catalog::load(&self.store, &self.blobs, pinned, &open, &catalog)?;
         *catalog = Arc::new(new);
         Ok(())
+    }
+}
+
+/// Runs what blocks on a thread for that.
+async fn run<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }

@@ -65,6 +65,7 @@ async fn walk(inner: &Arc<Inner>, reference: &Reference, auth: AuthConfig) -> Re
         })
         .await?
     };
+    inner.look_at(&reference.to_string()).await?;
     if let Some(id) = unchanged(inner, &session).await? {
         tracing::debug!(image = %reference, id, "the tag has not moved");
         let (bytes, layers) = (0, 0);

@@ -13,6 +13,7 @@ mod handlers;
 mod oci;
 pub mod shim_binary;
 pub mod shim_client;
+mod shim_exit;
 mod shim_process;
 pub mod ttrpc;
 
@@ -23,5 +24,6 @@ pub use exec::{Exec, ExecIo, ExecOutput, new_id as new_exec_id};
 pub use handlers::{Error as HandlerError, Handler, Handlers};
 pub use oci::{OciRuntime, Probe};
 pub use shim_binary::ShimBinary;
-pub use shim_client::{Shim, read_exit};
+pub use shim_client::Shim;
+pub use shim_exit::{Ended, read_exit};
 pub use shim_process::shim_of;

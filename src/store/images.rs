@@ -52,6 +52,15 @@ pub struct LayerRow {
     pub opaque: bool,
     pub bytes: u64,
     pub inodes: u64,
+    /// See `image::seal`; empty: none was made.
+    pub seal: Vec<u8>,
+}
+
+/// The columns of a [`LayerRow`].
+macro_rules! columns {
+    () => {
+        "number, diff_id, variant, implied, opaque, bytes, inodes, seal"
+    };
 }
 
 /// All images, by id.
@@ -94,7 +103,7 @@ pub fn set_reference(t: &Transaction<'_>, name: &str, image: &str, target: &str)
     Ok(())
 }
 
-/// Inserts an image with its layers, bottom first. One that is there stays as it is.
+/// Inserts an image with its layers, bottom first. One that is there and whole stays as it is.
 pub fn insert_image(t: &Transaction<'_>, image: &ImageRow, layers: &[u64]) -> rusqlite::Result<()> {
     let inserted = t
         .prepare_cached(
@@ -102,7 +111,10 @@ pub fn insert_image(t: &Transaction<'_>, image: &ImageRow, layers: &[u64]) -> ru
         )?
         .execute(params![image.id, image.manifest, Count(image.size)])?;
     if inserted == 0 {
-        return Ok(());
+        if !broken_images(t)?.contains(&image.id) {
+            return Ok(());
+        }
+        t.execute("DELETE FROM image_layers WHERE image = ?1", [&image.id])?;
     }
     let mut insert =
         t.prepare_cached("INSERT INTO image_layers (image, position, layer) VALUES (?1, ?2, ?3)")?;
@@ -140,16 +152,18 @@ fn layer(row: &Row<'_>) -> rusqlite::Result<LayerRow> {
         opaque: row.get(4)?,
         bytes: count(row, 5)?,
         inodes: count(row, 6)?,
+        seal: row.get(7)?,
     })
 }
 
-/// The variants of a layer, oldest first.
+/// The variants of a layer that are not broken, oldest first.
 pub fn layers_of(connection: &Connection, diff_id: &str) -> rusqlite::Result<Vec<LayerRow>> {
     connection
-        .prepare_cached(
-            "SELECT number, diff_id, variant, implied, opaque, bytes, inodes
-             FROM layers WHERE diff_id = ?1 ORDER BY number",
-        )?
+        .prepare_cached(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM layers WHERE diff_id = ?1 AND NOT broken ORDER BY number",
+        ))?
         .query_map([diff_id], layer)?
         .collect()
 }
@@ -157,19 +171,21 @@ pub fn layers_of(connection: &Connection, diff_id: &str) -> rusqlite::Result<Vec
 /// The layers of an image, bottom first.
 pub fn image_layers(connection: &Connection, image: &str) -> rusqlite::Result<Vec<LayerRow>> {
     connection
-        .prepare_cached(
-            "SELECT number, diff_id, variant, implied, opaque, bytes, inodes
-             FROM image_layers JOIN layers ON number = layer WHERE image = ?1 ORDER BY position",
-        )?
+        .prepare_cached(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM image_layers JOIN layers ON number = layer WHERE image = ?1 ORDER BY position",
+        ))?
         .query_map([image], layer)?
         .collect()
 }
 
 pub fn insert_layer(t: &Transaction<'_>, layer: &LayerRow) -> rusqlite::Result<()> {
-    t.prepare_cached(
-        "INSERT INTO layers (number, diff_id, variant, implied, opaque, bytes, inodes)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-    )?
+    t.prepare_cached(concat!(
+        "INSERT INTO layers (",
+        columns!(),
+        ") VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+    ))?
     .execute(params![
         Count(layer.number),
         layer.diff_id,
@@ -177,8 +193,59 @@ pub fn insert_layer(t: &Transaction<'_>, layer: &LayerRow) -> rusqlite::Result<(
         layer.implied,
         layer.opaque,
         Count(layer.bytes),
-        Count(layer.inodes)
+        Count(layer.inodes),
+        layer.seal,
     ])?;
+    Ok(())
+}
+
+/// A layer that is not broken.
+pub fn whole_layer(connection: &Connection, number: u64) -> rusqlite::Result<Option<LayerRow>> {
+    connection
+        .prepare_cached(concat!(
+            "SELECT ",
+            columns!(),
+            " FROM layers WHERE number = ?1 AND NOT broken",
+        ))?
+        .query_row([Count(number)], layer)
+        .optional()
+}
+
+/// Numbers of the layers that are not broken.
+pub fn whole_layers(connection: &Connection) -> rusqlite::Result<Vec<u64>> {
+    connection
+        .prepare_cached("SELECT number FROM layers WHERE NOT broken ORDER BY number")?
+        .query_map([], |row| count(row, 0))?
+        .collect()
+}
+
+pub fn set_broken(t: &Transaction<'_>, number: u64) -> rusqlite::Result<()> {
+    t.execute("UPDATE layers SET broken = 1 WHERE number = ?1", [Count(number)])?;
+    Ok(())
+}
+
+/// Ids of the images that stand on a broken layer.
+pub fn broken_images(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    connection
+        .prepare_cached("SELECT DISTINCT image FROM image_layers JOIN layers ON number = layer WHERE broken")?
+        .query_map([], |row| row.get(0))?
+        .collect()
+}
+
+/// Images and the layers that they stand on.
+pub fn stands_on(connection: &Connection) -> rusqlite::Result<Vec<(String, u64)>> {
+    connection
+        .prepare_cached("SELECT image, layer FROM image_layers")?
+        .query_map([], |row| Ok((row.get(0)?, count(row, 1)?)))?
+        .collect()
+}
+
+/// Deletes images with their names; their layers stay for [`unused_layers`].
+pub fn delete_images(t: &Transaction<'_>, ids: &[String]) -> rusqlite::Result<()> {
+    let mut delete = t.prepare_cached("DELETE FROM images WHERE id = ?1")?;
+    for id in ids {
+        delete.execute([id])?;
+    }
     Ok(())
 }
 

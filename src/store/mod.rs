@@ -28,11 +28,14 @@ use crate::{
 pub mod images;
 
 /// Migrations: entry N brings `user_version` from N to N + 1.
-const MIGRATIONS: &[&str] = &[concat!(
-    include_str!("pods.sql"),
-    include_str!("images.sql"),
-    include_str!("network.sql"),
-)];
+const MIGRATIONS: &[&str] = &[
+    concat!(
+        include_str!("pods.sql"),
+        include_str!("images.sql"),
+        include_str!("network.sql"),
+    ),
+    include_str!("seals.sql"),
+];
 
 /// Errors of the records; each names the file or the step.
 #[derive(Debug, thiserror::Error)]
@@ -87,12 +90,16 @@ impl Store {
         let mut connection = Connection::open(path).map_err(open)?;
         connection
             .execute_batch(
+                // A migration may put a table in another's place: keys are looked at again after.
                 "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL;
-                 PRAGMA foreign_keys = ON; PRAGMA cache_size = -512; PRAGMA busy_timeout = 5000;",
+                 PRAGMA foreign_keys = OFF; PRAGMA cache_size = -512; PRAGMA busy_timeout = 5000;",
             )
             .map_err(open)?;
         connection.set_prepared_statement_cache_capacity(32);
         migrate(path, &mut connection)?;
+        connection
+            .execute_batch("PRAGMA foreign_keys = ON")
+            .map_err(open)?;
         Ok(Store {
             connection: Mutex::new(connection),
         })
@@ -121,6 +128,24 @@ impl Store {
         Ok(Store {
             connection: Mutex::new(connection),
         })
+    }
+
+    /// Reads the whole file and looks whether it is one, as after an unclean stop of the
+    /// machine.
+    pub fn verify(&self) -> Result<(), Error> {
+        let step = "look for damage";
+        let said = self.read(step, |c| {
+            c.query_row("PRAGMA quick_check(1)", [], |row| row.get::<_, String>(0))
+        })?;
+        match said.as_str() {
+            "ok" => Ok(()),
+            _ => Err(Error::Damaged {
+                step,
+                message: format!(
+                    "{said}; nothing was changed: put a copy of the root in its place, or start with an empty root"
+                ),
+            }),
+        }
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -223,6 +248,35 @@ mod tests {
         let before = std::fs::read(&path).unwrap();
         assert!(matches!(Store::open(&path), Err(Error::Newer { found: 99, .. })));
         assert_eq!(before, std::fs::read(&path).unwrap());
+    }
+
+    #[test]
+    fn records_of_an_older_version_are_brought_to_this_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("berth.db");
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(MIGRATIONS[0]).unwrap();
+        old.execute_batch(
+            "PRAGMA user_version = 1;
+             INSERT INTO images VALUES ('i', 'm', 5);
+             INSERT INTO layers VALUES (3, 'd', '', x'', 0, 7, 1);
+             INSERT INTO image_layers VALUES ('i', 0, 3);
+             INSERT INTO layer_uses VALUES ('c', 3);",
+        )
+        .unwrap();
+        drop(old);
+        let store = Store::open(&path).unwrap();
+        let layers = store.read("look", |c| images::image_layers(c, "i")).unwrap();
+        assert_eq!(layers.len(), 1);
+        assert_eq!((layers[0].number, layers[0].seal.len()), (3, 0));
+        store.verify().unwrap();
+        // The keys between tables still hold.
+        let broken = store.write("break", |t| images::delete_layer(t, 3));
+        assert!(broken.is_err());
+        let twice = store.write("twice", |t| images::insert_layer(t, &layers[0]));
+        assert!(twice.is_err());
+        let foreign = |c: &Connection| c.prepare("PRAGMA foreign_key_check")?.exists([]);
+        assert!(!store.read("look", foreign).unwrap());
     }
 
     #[test]

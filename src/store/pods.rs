@@ -133,6 +133,31 @@ impl Store {
         })
     }
 
+    /// berthd ends politely: whoever starts next need not look at what is on the disk.
+    pub fn take_leave(&self) -> Result<(), Error> {
+        self.durable("take leave", |t| {
+            t.execute(
+                "INSERT OR REPLACE INTO settings (key, value) VALUES ('left', 'politely')",
+                [],
+            )
+            .map(drop)
+        })
+    }
+
+    /// Whether the last berthd took leave; it is forgotten, for the disk too.
+    pub fn forget_leave(&self) -> Result<bool, Error> {
+        let took = self.read("look for the last leave", |c| {
+            c.query_row("SELECT 1 FROM settings WHERE key = 'left'", [], |_| Ok(()))
+                .optional()
+        })?;
+        if took.is_some() {
+            self.durable("forget the last leave", |t| {
+                t.execute("DELETE FROM settings WHERE key = 'left'", []).map(drop)
+            })?;
+        }
+        Ok(took.is_some())
+    }
+
     /// Sets a fact anew.
     pub fn put_setting(&self, key: &str, value: &str) -> Result<(), Error> {
         self.write("write setting", |t| {

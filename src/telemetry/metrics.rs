@@ -86,6 +86,7 @@ pub struct Metrics {
     pub layers_shared: Counter,
     pub shims_started: Counter,
     pub shims_lost: Counter,
+    pub layers_broken: Counter,
     pub recoveries: Counter,
     pub network_seconds: Family<By, Histogram>,
     memory: Gauge,
@@ -114,6 +115,7 @@ impl Metrics {
             layers_shared: Counter::default(),
             shims_started: Counter::default(),
             shims_lost: Counter::default(),
+            layers_broken: Counter::default(),
             recoveries: Counter::default(),
             network_seconds: Family::new_with_constructor(seconds),
             memory: Gauge::default(),
@@ -166,6 +168,11 @@ impl Metrics {
             "berth_image_layers_shared",
             "Layers of pulled images that were on the node already, or came with another pull",
             self.layers_shared.clone(),
+        );
+        r.register(
+            "berth_image_layers_broken",
+            "Layers that were not what was unpacked when they were looked at after an unclean stop of the machine",
+            self.layers_broken.clone(),
         );
         r.register(
             "berth_shims_started",

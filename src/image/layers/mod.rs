@@ -157,6 +157,12 @@ impl Layers {
         self.path.join(number.to_string())
     }
 
+    /// Opens the folder of layer `number`.
+    pub fn folder(&self, number: u64) -> Result<OwnedFd, Errno> {
+        let name = CString::new(number.to_string()).unwrap_or_default();
+        walk::open_folder(&self.fd, &name)
+    }
+
     /// Whether the folder of layer `number` is there.
     pub fn holds(&self, number: u64) -> bool {
         rustix::fs::statat(&self.fd, number.to_string(), AtFlags::SYMLINK_NOFOLLOW)
@@ -253,8 +259,7 @@ impl Layers {
             errno,
         };
         let ingest = self.begin()?;
-        let name = CString::new(from.to_string()).unwrap_or_default();
-        let top = walk::open_folder(&self.fd, &name).map_err(failed)?;
+        let top = self.folder(from).map_err(failed)?;
         let unpacked = derive::link(top, ingest.dir(), implied).map_err(failed)?;
         self.commit(ingest, &unpacked, lowers)
     }

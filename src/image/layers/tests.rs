@@ -15,6 +15,7 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use super::*;
 use crate::image::{
     copy_up::copy_up,
+    seal::Seal,
     tar::tests::{block, end, entry, pax, seal},
     unpack::{Limits, oracle::tree, unpack},
     view::read_file,
@@ -137,6 +138,10 @@ fn implied_folders_are_as_those_below() {
         derived.variant,
         other.layers.variant(&unpacked.implied, &other.stack).unwrap()
     );
+    let seal = |layer: &Layer| Seal::of(fs::File::open(&layer.path).unwrap().into(), &unpacked.implied);
+    for layer in [&top, &derived] {
+        assert_eq!(seal(layer).unwrap(), unpacked.seal, "variants have one seal");
+    }
     let (before, after) = (tree(&top.path), tree(&derived.path));
     assert_eq!(
         before.keys().collect::<Vec<_>>(),

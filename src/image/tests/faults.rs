@@ -343,6 +343,6 @@ async fn index_with_foreign_entries_first_and_all_compressions() {
     for (name, content) in [("a", b"1"), ("b", b"2"), ("c", b"3"), ("d", b"4")] {
         assert_eq!(node.read(&id, name).unwrap(), content);
     }
-    let image = node.images.find(&id).unwrap().unwrap();
+    let image = node.images.find(&id).await.unwrap().unwrap();
     assert_eq!(image.repo_digests, [registry.name(&format!("a@{top}"))]);
 }

@@ -24,7 +24,7 @@ async fn mirrors_are_asked_in_order_and_fallen_through() {
     );
     assert!(log.iter().all(|r| r.header("x-key").is_empty()));
     assert!(down.log().iter().all(|r| r.header("x-key") == "k"));
-    let image = node.images.find("r.example:5000/a:v1").unwrap().unwrap();
+    let image = node.images.find("r.example:5000/a:v1").await.unwrap().unwrap();
     assert_eq!(image.repo_digests, [format!("r.example:5000/a@{digest}")]);
 }
 

@@ -1,6 +1,7 @@
 //! Pulls from registries that behave, misbehave and lie.
 
 mod access;
+mod check;
 mod faults;
 mod hostile;
 mod mirrors;

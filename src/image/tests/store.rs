@@ -13,12 +13,12 @@ async fn a_pull_by_tag_and_one_by_digest() {
     let node = Node::new();
     let name = registry.name("a/b");
     assert_eq!(node.pull(&format!("{name}@{digest}")).await.unwrap(), id);
-    let image = node.images.find(&id).unwrap().unwrap();
+    let image = node.images.find(&id).await.unwrap().unwrap();
     assert!(image.repo_tags.is_empty());
     assert_eq!(image.repo_digests, [format!("{name}@{digest}")]);
 
     assert_eq!(node.pull(&format!("{name}:v1")).await.unwrap(), id);
-    let image = node.images.find(&format!("{name}:v1")).unwrap().unwrap();
+    let image = node.images.find(&format!("{name}:v1")).await.unwrap().unwrap();
     assert_eq!(image.repo_tags, [format!("{name}:v1")]);
     assert_eq!(image.repo_digests.len(), 1);
     assert_eq!(image.user(), (Some(1003), String::new()));
@@ -27,13 +27,17 @@ async fn a_pull_by_tag_and_one_by_digest() {
     assert_eq!(node.read(&id, "etc/a").unwrap(), b"three");
     assert_eq!(node.read(&id, "b").unwrap(), b"two");
     for name in [&id[..], &id[7..], &id[7..20], &format!("{name}@{digest}")] {
-        assert_eq!(node.images.find(name).unwrap().as_ref(), Some(&image), "{name}");
+        assert_eq!(
+            node.images.find(name).await.unwrap().as_ref(),
+            Some(&image),
+            "{name}"
+        );
     }
     let usage = node.images.fs_info().unwrap();
     assert!(usage.used_bytes >= 12288 && usage.inodes_used >= 7, "{usage:?}");
 
     let node = node.restart();
-    assert_eq!(node.images.find(&id).unwrap(), Some(image));
+    assert_eq!(node.images.find(&id).await.unwrap(), Some(image));
     assert_eq!(node.layers(), ["1", "2"]);
     node.images.remove(&id[7..]).unwrap();
     node.images.remove(&id[7..]).unwrap();
@@ -63,10 +67,10 @@ async fn a_moved_tag_leaves_the_old_image_its_digest() {
     node.pull(&name).await.unwrap();
     let (new, _) = registry.push("a", "v1", &[file("x", b"2")], json!({}));
     assert_eq!(node.pull(&name).await.unwrap(), new);
-    let old = node.images.find(&old).unwrap().unwrap();
+    let old = node.images.find(&old).await.unwrap().unwrap();
     assert!(old.repo_tags.is_empty());
     assert_eq!(old.repo_digests, [registry.name(&format!("a@{digest}"))]);
-    assert_eq!(node.images.find(&name).unwrap().unwrap().id, new);
+    assert_eq!(node.images.find(&name).await.unwrap().unwrap().id, new);
     assert_eq!(node.images.list().unwrap().len(), 2);
 }
 
@@ -79,7 +83,7 @@ async fn removal_by_any_name_takes_every_name_and_five_at_once_succeed() {
         registry.push("a", tag, &[file("x", b"1")], json!({}));
         id = node.pull(&registry.name(&format!("a:{tag}"))).await.unwrap();
     }
-    assert_eq!(node.images.find(&id).unwrap().unwrap().repo_tags.len(), 3);
+    assert_eq!(node.images.find(&id).await.unwrap().unwrap().repo_tags.len(), 3);
     let names = [
         &id,
         &id,
@@ -92,7 +96,12 @@ async fn removal_by_any_name_takes_every_name_and_five_at_once_succeed() {
             let (images, name, id) = (Arc::clone(&node.images), name.clone(), id.clone());
             tokio::task::spawn_blocking(move || {
                 images.remove(&name).unwrap();
-                assert_eq!(images.find(&id).unwrap(), None);
+                assert_eq!(
+                    tokio::runtime::Handle::current()
+                        .block_on(images.find(&id))
+                        .unwrap(),
+                    None
+                );
             })
         })
         .into_iter()
@@ -154,7 +163,7 @@ async fn a_restart_removes_what_is_half_made_and_a_pull_heals_a_damaged_config()
     assert_eq!(node.names("blobs/sha256").len(), 2);
     assert!(node.images.list().unwrap().is_empty());
     assert_eq!(node.pull(&name).await.unwrap(), id);
-    assert_eq!(node.images.find(&id).unwrap().unwrap().config.user, "u");
+    assert_eq!(node.images.find(&id).await.unwrap().unwrap().config.user, "u");
     assert_eq!(node.layers(), ["1"]);
 }
 
@@ -166,7 +175,7 @@ async fn pinned_images_are_marked() {
     node.config.image.pinned = vec![registry.name("a")];
     let node = node.restart();
     let id = node.pull(&registry.name("a:latest")).await.unwrap();
-    assert!(node.images.find(&id).unwrap().unwrap().pinned);
+    assert!(node.images.find(&id).await.unwrap().unwrap().pinned);
 }
 
 #[tokio::test]

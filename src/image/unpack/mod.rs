@@ -46,6 +46,7 @@ use rustix::{
 };
 
 use super::{
+    seal::{Contents, Seal},
     tar::{self, Archive, Entry},
     usage, walk,
 };
@@ -96,6 +97,8 @@ pub struct Unpacked {
     /// The root folder is opaque. overlayfs does not look for that at a root:
     /// layers below this one must be left out instead.
     pub opaque_root: bool,
+    /// Of the folder as it was unpacked.
+    pub seal: Seal,
 }
 
 /// Errors of unpacking; `path` is the entry's, as the archive has it.
@@ -189,6 +192,7 @@ pub fn unpack(reader: &mut dyn Read, dir: BorrowedFd<'_>, limits: &Limits) -> Re
         places: Places::new(dir, limits.folders),
         buffer: vec![0; BUFFER],
         unpacked: Unpacked::default(),
+        contents: Contents::default(),
         ours: (
             rustix::process::geteuid().as_raw(),
             rustix::process::getegid().as_raw(),
@@ -236,6 +240,7 @@ struct Unpacker<'a, R> {
     places: Places<'a>,
     buffer: Vec<u8>,
     unpacked: Unpacked,
+    contents: Contents,
     /// Owner and group that new files have by themselves.
     ours: (u32, u32),
     /// Something was replaced, so what was counted is not what is there.
@@ -319,8 +324,11 @@ impl<R: Read> Unpacker<'_, R> {
             .map_err(step("create the file"))?;
         let mut end = 0;
         while let Some(chunk) = self.archive.read(&mut self.buffer)? {
-            end = write(&file, &self.buffer[..chunk.length], chunk.offset)?;
+            let bytes = &self.buffer[..chunk.length];
+            end = write(&file, bytes, chunk.offset)?;
+            self.contents.update(chunk.offset, bytes);
         }
+        self.contents.file(entry.size.max(end));
         if end < entry.size {
             rustix::fs::ftruncate(&file, entry.size).map_err(step("set the file's size"))?;
         }
@@ -460,6 +468,13 @@ impl<R: Read> Unpacker<'_, R> {
             self.unpacked.bytes = usage.bytes - u64::try_from(root.st_blocks).unwrap_or(0) * 512;
             self.unpacked.inodes = usage.inodes - 1;
         }
+        let top = walk::open_folder(self.places.root, c".").map_err(finish)?;
+        let implied = &self.unpacked.implied;
+        self.unpacked.seal = match self.replaced || self.contents.spoiled {
+            true => Seal::of(top, implied),
+            false => Seal::with(top, implied, &self.contents),
+        }
+        .map_err(finish)?;
         Ok(self.unpacked)
     }
 }

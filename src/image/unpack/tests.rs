@@ -44,6 +44,10 @@ impl Arena {
         );
         assert_eq!(fs::read_dir(self.dir.path().join("outside")).unwrap().count(), 1);
         assert_eq!(fs::read_dir(self.dir.path()).unwrap().count(), 2);
+        if let Ok(unpacked) = &result {
+            let found = Seal::of(dir.into(), &unpacked.implied).unwrap();
+            assert_eq!(found, unpacked.seal, "the disk has another seal");
+        }
         result
     }
 }
