@@ -11,6 +11,7 @@
 
 pub mod chaos;
 pub mod client;
+pub mod disk;
 pub mod hostile;
 pub mod http;
 pub mod images;

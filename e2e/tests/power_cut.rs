@@ -5,70 +5,16 @@
 use std::{
     collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
-    process::Command,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
-use e2e::{Client, Image, Node, Registry, Result, cri, images::Pushed, kernel, tar::Entry};
+use e2e::{Client, Image, Node, Registry, Result, cri, disk::Disk, images::Pushed, tar::Entry};
 
 /// Images that come and go.
 const IMAGES: usize = 6;
 const FILES: usize = 12;
-
-/// A disk in a file, mounted on the node's root.
-struct Disk<'a> {
-    node: &'a Path,
-    root: PathBuf,
-}
-
-impl Disk<'_> {
-    fn file(&self, number: usize) -> PathBuf {
-        self.node.join(format!("disk{number}"))
-    }
-
-    fn make(&self, number: usize) -> Result {
-        let path = self.file(number);
-        fs::File::create(&path)?.set_len(160 << 20)?;
-        run("mkfs.ext4", &["-q", "-F", &path.to_string_lossy()])
-    }
-
-    fn mount(&self, number: usize) -> Result {
-        fs::create_dir_all(&self.root)?;
-        run(
-            "mount",
-            &[
-                "-o",
-                "loop",
-                &self.file(number).to_string_lossy(),
-                &self.root.to_string_lossy(),
-            ],
-        )
-    }
-
-    fn unmount(&self) {
-        while kernel::output("findmnt", &["-n", "-o", "TARGET", &self.root.to_string_lossy()])
-            .contains("/root")
-        {
-            kernel::output("umount", &["-l", &self.root.to_string_lossy()]);
-        }
-    }
-}
-
-impl Drop for Disk<'_> {
-    fn drop(&mut self) {
-        self.unmount();
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result {
-    let output = Command::new(program).args(arguments).output()?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{program} {arguments:?}: {said}");
-    Ok(())
-}
 
 /// An image whose last layer holds files of noise, and their sums.
 async fn image(registry: &Registry, number: usize) -> Result<Pushed> {
@@ -131,8 +77,7 @@ async fn what_was_acknowledged_survives_whole() -> Result {
         eprintln!("skipped: images are the same whoever runs containers");
         return Ok(());
     }
-    if !Path::new("/dev/loop-control").exists() || !Path::new("/usr/sbin/mkfs.ext4").exists() {
-        eprintln!("skipped: no loop devices, or no mkfs.ext4, here");
+    if !Disk::can_be() {
         return Ok(());
     }
     let cuts: usize = std::env::var("POWER_CUTS").map_or(Ok(4), |text| text.parse())?;
@@ -146,11 +91,7 @@ async fn what_was_acknowledged_survives_whole() -> Result {
     }
     let (mut survived, mut unsaid) = (0, 0);
     let mut node = Node::prepare("")?;
-    let folder = node.path().to_owned();
-    let disk = Disk {
-        node: &folder,
-        root: node.root(),
-    };
+    let disk = Disk::of(node.path(), &node.root());
     for cut in 0..cuts {
         disk.make(0)?;
         disk.mount(0)?;

@@ -17,14 +17,14 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use prost::Message;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Error, Samples, Timeline, Told};
+use super::{Error, Samples, Timeline, Told, recorded::Recorded};
 use crate::{
     proto::cri,
     runtime::{OciRuntime, Shim},
@@ -167,17 +167,12 @@ pub struct Container {
     /// Its events so far.
     pub told: Told,
     pub samples: Samples,
-    inner: Mutex<Inner>,
+    record: Recorded<ContainerRecord>,
+    shim: Mutex<Option<Shim>>,
     /// The request that made it, as it was asked: a retry is told by it from another request.
     config: Arc<cri::ContainerConfig>,
     /// True once the exit is recorded.
     ended: watch::Sender<bool>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    record: ContainerRecord,
-    shim: Option<Shim>,
 }
 
 impl Container {
@@ -190,7 +185,6 @@ impl Container {
     ) -> Container {
         let ended = watch::Sender::new(record.exit.is_some());
         let told = Told::of(record.state);
-        let inner = Mutex::new(Inner { record, shim: None });
         Container {
             id,
             name,
@@ -198,7 +192,8 @@ impl Container {
             gate: tokio::sync::Mutex::new(()),
             told,
             samples: Samples::default(),
-            inner,
+            record: Recorded::new(record),
+            shim: Mutex::new(None),
             config: config.into(),
             ended,
         }
@@ -222,22 +217,18 @@ impl Container {
         ))
     }
 
-    fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A snapshot of the record.
     pub fn record(&self) -> ContainerRecord {
-        self.inner().record.clone()
+        self.record.show().clone()
     }
 
     pub fn state(&self) -> ContainerState {
-        self.inner().record.state
+        self.record.show().state
     }
 
     /// Nanoseconds since the epoch.
     pub fn created_at(&self) -> i64 {
-        self.inner().record.created_at
+        self.record.show().created_at
     }
 
     /// Ids of the images that it stands on, and of those that it mounts.
@@ -254,17 +245,17 @@ impl Container {
 
     /// The resources of the request, or of the last update.
     pub fn resources(&self) -> Option<cri::LinuxContainerResources> {
-        let updated = self.inner().record.resources.clone();
+        let updated = self.record.show().resources.clone();
         updated.or_else(|| self.config.linux.as_ref()?.resources.clone())
     }
 
     /// Its shim, while there is one.
     pub fn shim(&self) -> Option<Shim> {
-        self.inner().shim.clone()
+        self.shim.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     pub fn set_shim(&self, shim: Option<Shim>) {
-        self.inner().shim = shim;
+        *self.shim.lock().unwrap_or_else(PoisonError::into_inner) = shim;
     }
 
     /// Waits until the exit is recorded.
@@ -275,12 +266,19 @@ impl Container {
 
     /// Changes the record, and writes it before anybody sees the change.
     pub fn update(&self, store: &Store, change: impl FnOnce(&mut ContainerRecord)) -> Result<(), Error> {
-        let mut inner = self.inner();
-        let mut record = inner.record.clone();
-        change(&mut record);
-        store.put_container(&self.row(&record)?)?;
-        inner.record = record;
-        Ok(())
+        self.change(store, |record| {
+            change(record);
+            Ok(())
+        })
+    }
+
+    fn change(
+        &self,
+        store: &Store,
+        change: impl FnOnce(&mut ContainerRecord) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.record
+            .change(change, |record| Ok(store.put_container(&self.row(record)?)?))
     }
 
     /// Moves to the state after `event`, and applies `change` with it.
@@ -290,22 +288,16 @@ impl Container {
         event: ContainerEvent,
         change: impl FnOnce(&mut ContainerRecord),
     ) -> Result<(), Error> {
-        let mut inner = self.inner();
-        let state = inner.record.state;
-        let Some(next) = state.next(event) else {
-            return Err(Error::State {
+        self.change(store, |record| {
+            record.state = record.state.next(event).ok_or_else(|| Error::State {
                 what: "container",
                 id: self.id.clone(),
                 event: event.name(),
-                state: state.name(),
-            });
-        };
-        let mut record = inner.record.clone();
-        record.state = next;
-        change(&mut record);
-        store.put_container(&self.row(&record)?)?;
-        inner.record = record;
-        Ok(())
+                state: record.state.name(),
+            })?;
+            change(record);
+            Ok(())
+        })
     }
 
     /// Records the exit, once; a second one is ignored. Returns whether it was the first.
@@ -331,8 +323,8 @@ impl Container {
 
     /// Records a container that is new.
     pub fn record_new(&self, store: &Store) -> Result<(), Error> {
-        let inner = self.inner();
-        Ok(store.put_container(&self.row(&inner.record)?)?)
+        let row = self.row(&self.record.show())?;
+        Ok(store.put_container(&row)?)
     }
 
     fn row(&self, record: &ContainerRecord) -> Result<PodRow, Error> {

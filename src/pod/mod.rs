@@ -8,6 +8,7 @@ mod container;
 mod events;
 mod message;
 mod operations;
+mod recorded;
 mod registry;
 mod samples;
 mod sandbox;

@@ -17,12 +17,12 @@
 //! Who may change it: the operation that holds [`Sandbox::gate`] for writing.
 //! Creating a container holds it for reading. Everybody else reads snapshots.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Samples, Timeline, Told};
+use super::{Error, Samples, Timeline, Told, recorded::Recorded};
 use crate::{
     network::Attachment,
     proto::cri,
@@ -144,7 +144,7 @@ pub struct Sandbox {
     /// Its events so far.
     pub told: Told,
     pub samples: Samples,
-    record: Mutex<SandboxRecord>,
+    record: Recorded<SandboxRecord>,
     /// The request that made it, as it was asked: a retry is told by it from another request.
     config: Arc<cri::PodSandboxConfig>,
     /// The shim of the pod's init, when it has one.
@@ -160,7 +160,7 @@ impl Sandbox {
             gate: tokio::sync::RwLock::new(()),
             told,
             samples: Samples::default(),
-            record: Mutex::new(record),
+            record: Recorded::new(record),
             config: config.into(),
             init: tokio::sync::Mutex::new(None),
         }
@@ -178,22 +178,18 @@ impl Sandbox {
         Ok(Sandbox::new(row.id.clone(), row.name, config, record))
     }
 
-    fn lock(&self) -> MutexGuard<'_, SandboxRecord> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A snapshot of the record.
     pub fn record(&self) -> SandboxRecord {
-        self.lock().clone()
+        self.record.show().clone()
     }
 
     pub fn state(&self) -> SandboxState {
-        self.lock().state
+        self.record.show().state
     }
 
     /// Nanoseconds since the epoch.
     pub fn created_at(&self) -> i64 {
-        self.lock().created_at
+        self.record.show().created_at
     }
 
     /// The request that made it, as it was asked.
@@ -203,24 +199,31 @@ impl Sandbox {
 
     /// What the pod itself costs: of the request, or as the kubelet told last.
     pub fn overhead(&self) -> Option<cri::LinuxContainerResources> {
-        let updated = self.lock().overhead.clone();
+        let updated = self.record.show().overhead.clone();
         updated.or_else(|| self.config.linux.as_ref()?.overhead.clone())
     }
 
     /// What its containers may use together, likewise.
     pub fn resources(&self) -> Option<cri::LinuxContainerResources> {
-        let updated = self.lock().resources.clone();
+        let updated = self.record.show().resources.clone();
         updated.or_else(|| self.config.linux.as_ref()?.resources.clone())
     }
 
     /// Changes the record, and writes it before anybody sees the change.
     pub fn update(&self, store: &Store, change: impl FnOnce(&mut SandboxRecord)) -> Result<(), Error> {
-        let mut current = self.lock();
-        let mut record = current.clone();
-        change(&mut record);
-        store.put_sandbox(&self.row(&record)?)?;
-        *current = record;
-        Ok(())
+        self.change(store, |record| {
+            change(record);
+            Ok(())
+        })
+    }
+
+    fn change(
+        &self,
+        store: &Store,
+        change: impl FnOnce(&mut SandboxRecord) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.record
+            .change(change, |record| Ok(store.put_sandbox(&self.row(record)?)?))
     }
 
     /// Moves to the state after `event`, and applies `change` with it.
@@ -230,29 +233,23 @@ impl Sandbox {
         event: SandboxEvent,
         change: impl FnOnce(&mut SandboxRecord),
     ) -> Result<(), Error> {
-        // One lock for the look and the change: of two that stop, the second sees it.
-        let mut current = self.lock();
-        let state = current.state;
-        let Some(next) = state.next(event) else {
-            return Err(Error::State {
+        // The look and the change are one: of two that stop, the second sees it.
+        self.change(store, |record| {
+            record.state = record.state.next(event).ok_or_else(|| Error::State {
                 what: "sandbox",
                 id: self.id.clone(),
                 event: event.name(),
-                state: state.name(),
-            });
-        };
-        let mut record = current.clone();
-        record.state = next;
-        change(&mut record);
-        store.put_sandbox(&self.row(&record)?)?;
-        *current = record;
-        Ok(())
+                state: record.state.name(),
+            })?;
+            change(record);
+            Ok(())
+        })
     }
 
     /// Records a sandbox that is new.
     pub fn record_new(&self, store: &Store) -> Result<(), Error> {
-        let record = self.lock();
-        Ok(store.put_sandbox(&self.row(&record)?)?)
+        let row = self.row(&self.record.show())?;
+        Ok(store.put_sandbox(&row)?)
     }
 
     fn row(&self, record: &SandboxRecord) -> Result<PodRow, Error> {

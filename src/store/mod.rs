@@ -6,7 +6,8 @@
 //! [`Store::durable`], which syncs.
 //!
 //! All access is through one connection under a mutex: a commit takes tens of
-//! microseconds, so no thread is worth handing it to.
+//! microseconds, so no thread is worth handing it to. On a disk that stands still it takes
+//! as long as that: see [`aside`].
 
 pub mod network;
 mod pods;
@@ -14,10 +15,14 @@ mod pods;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError, TryLockError},
 };
 
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    task::block_in_place,
+};
 
 pub use self::pods::PodRow;
 use crate::{
@@ -150,7 +155,7 @@ impl Store {
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
         // A panic inside a transaction rolled it back: the connection is sound.
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+        lock_aside(&self.connection)
     }
 
     /// Reads. `step` names what is done, for the error: "list images".
@@ -169,7 +174,8 @@ impl Store {
         f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
         failpoint::reach_part("before", step);
-        let done = transact(&mut self.connection(), f).map_err(|source| Error::Query { step, source });
+        let done = aside(|| transact(&mut self.connection(), f));
+        let done = done.map_err(|source| Error::Query { step, source });
         failpoint::reach_part("after", step);
         done
     }
@@ -182,14 +188,35 @@ impl Store {
         f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
         failpoint::reach_part("before", step);
-        let mut connection = self.connection();
-        let done = connection
-            .execute_batch("PRAGMA synchronous = FULL")
-            .and_then(|()| transact(&mut connection, f));
-        let back = connection.execute_batch("PRAGMA synchronous = NORMAL");
+        let (done, back) = aside(|| {
+            let mut connection = self.connection();
+            let done = connection
+                .execute_batch("PRAGMA synchronous = FULL")
+                .and_then(|()| transact(&mut connection, f));
+            (done, connection.execute_batch("PRAGMA synchronous = NORMAL"))
+        });
         failpoint::reach_part("after", step);
         done.and_then(|value| back.map(|()| value))
             .map_err(|source| Error::Query { step, source })
+    }
+}
+
+/// Runs what may have to wait for the disk. Where tasks are served by few threads, another
+/// one takes this one's place meanwhile: a disk that stands still must not be in the way of
+/// those who do not need it.
+fn aside<T>(f: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => block_in_place(f),
+        _ => f(),
+    }
+}
+
+/// Locks what is held while somebody waits for the disk.
+pub fn lock_aside<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    match mutex.try_lock() {
+        Ok(free) => free,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => aside(|| mutex.lock().unwrap_or_else(PoisonError::into_inner)),
     }
 }
 
