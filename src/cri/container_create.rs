@@ -19,7 +19,7 @@ use crate::{
     kind::Kind,
     pod::{
         Container, ContainerEvent, ContainerRecord, ContainerState, Sandbox, SandboxState, Stage, Step,
-        Timeline, new_id, now,
+        Timeline, new_id,
     },
     proto::cri::{self, ContainerEventType},
     runtime::{Shim, cgroup_driver},
@@ -131,7 +131,7 @@ async fn make(
     let runtime = handler.runtime(cgroup_driver::is_scope(&cgroup)).await?;
     let record = ContainerRecord {
         state: ContainerState::Making,
-        created_at: now(),
+        created_at: node.pods.container_creation(&name),
         started_at: 0,
         exit: None,
         image_id: image.id.clone(),

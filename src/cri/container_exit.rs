@@ -112,7 +112,7 @@ pub async fn vanished(node: &Node, container: &Container, why: &str) -> Exit {
         reason: "Error".into(),
         message: format!("the shim of the container is gone, so the container was killed: {why}"),
         started_at: container.record().started_at,
-        finished_at: now(),
+        finished_at: now().max(container.record().started_at),
     }
 }
 

@@ -118,7 +118,7 @@ fn measure(node: &Node, container: &Container, detail: Detail) -> Result<Option<
         return Ok(None);
     };
     let at = now();
-    let nano_cores = |cpu: &Cpu| container.samples.nano_cores(record.created_at, at, cpu.usage);
+    let nano_cores = |cpu: &Cpu| container.samples.nano_cores(at - record.created_at, cpu.usage);
     let mut stats = outline(node, container);
     stats.cpu = counted
         .cpu

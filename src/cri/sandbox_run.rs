@@ -23,7 +23,7 @@ use super::{
 use crate::{
     launcher::Ranges,
     network::{Dns, PodNetwork, PortMapping, netns},
-    pod::{Sandbox, SandboxEvent, SandboxRecord, SandboxState, Stage, Step, Timeline, new_id, now},
+    pod::{Sandbox, SandboxEvent, SandboxRecord, SandboxState, Stage, Step, Timeline, new_id},
     proto::cri::{self, ContainerEventType, NamespaceMode},
     spec,
 };
@@ -217,7 +217,7 @@ async fn make(
     }
     let record = SandboxRecord {
         state: SandboxState::Making,
-        created_at: now(),
+        created_at: node.pods.sandbox_creation(&name),
         handler,
         namespaces,
         attachment: None,

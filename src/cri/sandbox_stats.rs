@@ -116,7 +116,7 @@ fn is_of_pod(parent: &str, uid: &str) -> bool {
 fn whole(at: i64, sandbox: &Sandbox, counted: &Stats) -> cri::LinuxPodSandboxStats {
     let pressure = &counted.pressure;
     let cpu = counted.cpu.as_ref().map(|cpu| {
-        let rate = sandbox.samples.nano_cores(sandbox.created_at(), at, cpu.usage);
+        let rate = sandbox.samples.nano_cores(at - sandbox.created_at(), cpu.usage);
         container_stats::cpu(at, cpu, rate, pressure.cpu)
     });
     cri::LinuxPodSandboxStats {

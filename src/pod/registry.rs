@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use super::{Container, Error, Sandbox};
+use super::{Container, Error, Sandbox, now};
 use crate::telemetry::span;
 
 /// The tables.
@@ -61,6 +61,14 @@ fn find<T>(what: &'static str, table: &HashMap<String, Arc<T>>, id: &str) -> Res
     }
 }
 
+/// Now, or just after the last of those that have the name but for its last `attempts` parts.
+fn later<'a>(all: impl Iterator<Item = (&'a str, i64)>, name: &str, attempts: usize) -> i64 {
+    let of = |name: &'a str| name.rsplitn(attempts + 1, '_').nth(attempts);
+    let own = name.rsplitn(attempts + 1, '_').nth(attempts);
+    let earlier = all.filter(|(name, _)| of(name) == own).map(|(_, at)| at + 1);
+    earlier.fold(now(), i64::max)
+}
+
 impl Pods {
     pub fn sandbox(&self, id: &str) -> Result<Arc<Sandbox>, Error> {
         find("sandbox", &read(&self.sandboxes), id).inspect(|sandbox| trace_sandbox(sandbox))
@@ -87,6 +95,20 @@ impl Pods {
 
     pub fn container_named(&self, name: &str) -> Option<Arc<Container>> {
         read(&self.containers).values().find(|c| c.name == name).cloned()
+    }
+
+    /// When a sandbox of that name that is made now is created: after the pod's earlier
+    /// ones. The kubelet takes the one created last for the pod's, and clocks are set back.
+    pub fn sandbox_creation(&self, name: &str) -> i64 {
+        let table = read(&self.sandboxes);
+        later(table.values().map(|s| (&*s.name, s.created_at())), name, 1)
+    }
+
+    /// Likewise a container, after those of its name in its pod.
+    pub fn container_creation(&self, name: &str) -> i64 {
+        let table = read(&self.containers);
+        // The attempts of the pod and of the container.
+        later(table.values().map(|c| (&*c.name, c.created_at())), name, 2)
     }
 
     pub fn add_sandbox(&self, sandbox: Arc<Sandbox>) {
@@ -134,6 +156,17 @@ impl Pods {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn later_attempts_are_created_later_whatever_the_clock_says() {
+        let ahead = now() + 3_600_000_000_000;
+        let all = || [("a_ns_u_0", ahead), ("a_ns_u_1", 5), ("b_ns_u_0", ahead + 9)].into_iter();
+        assert_eq!(later(all(), "a_ns_u_2", 1), ahead + 1);
+        assert!(later(all(), "a_ns_v_2", 1) < ahead);
+        let containers = || [("c_a_ns_u_0_7", ahead), ("d_a_ns_u_0_0", ahead + 9)].into_iter();
+        assert_eq!(later(containers(), "c_a_ns_u_1_0", 2), ahead + 1);
+        assert!(later(containers(), "c_a_ns_v_1_0", 2) < ahead);
+    }
 
     #[test]
     fn an_unique_beginning_of_an_id_is_enough() {

@@ -2,7 +2,7 @@
 //! told without anybody polling in the background.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{LazyLock, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -23,7 +23,7 @@ pub struct Samples {
     layer: Mutex<Option<Measured>>,
 }
 
-/// CPU time used up to a moment. Both in nanoseconds.
+/// CPU time used up to a moment. Both in nanoseconds; the moment by a clock that is not set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Sample {
     at: i64,
@@ -56,16 +56,26 @@ struct Measured {
 
 impl Samples {
     /// Nanoseconds of CPU per second up to now, against an earlier call. The first
-    /// call has none: it tells the average since `start`, when the usage was 0.
-    pub fn nano_cores(&self, start: i64, at: i64, usage: u64) -> u64 {
+    /// call has none: it tells the average over `age`, in nanoseconds; the usage was 0 then.
+    pub fn nano_cores(&self, age: i64, usage: u64) -> u64 {
+        // A clock that nobody sets.
+        static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        let at = i64::try_from(BEGIN.elapsed().as_nanos()).unwrap_or(i64::MAX);
+        self.rate(age.max(0), at, usage)
+    }
+
+    fn rate(&self, age: i64, at: i64, usage: u64) -> u64 {
         let mut kept = self.cpu.lock().unwrap_or_else(PoisonError::into_inner);
-        let start = Sample { at: start, usage: 0 };
+        let start = Sample {
+            at: at - age,
+            usage: 0,
+        };
         let mut rate = kept.unwrap_or(Rate {
             base: start,
             last: start,
         });
-        // The counter began anew, or the clock was set back.
-        if usage < rate.last.usage || at < rate.last.at {
+        // The counter began anew.
+        if usage < rate.last.usage {
             rate = Rate {
                 base: start,
                 last: start,
@@ -130,22 +140,19 @@ mod tests {
     #[test]
     fn rates() {
         let samples = Samples::default();
+        // First: the average since the start, ten seconds ago.
         let start = 100 * S;
-        // First: the average since the start.
-        assert_eq!(samples.nano_cores(start, start + 10 * S, seconds(5)), SECOND / 2);
+        assert_eq!(samples.rate(10 * S, start + 10 * S, seconds(5)), SECOND / 2);
         // Then over the time between two calls.
-        assert_eq!(samples.nano_cores(start, start + 20 * S, seconds(25)), seconds(2));
+        assert_eq!(samples.rate(20 * S, start + 20 * S, seconds(25)), seconds(2));
         // One that comes at once is told about the same ten seconds.
-        let soon = samples.nano_cores(start, start + 20 * S + 1, seconds(25));
+        let soon = samples.rate(20 * S, start + 20 * S + 1, seconds(25));
         assert!((seconds(2) - 1..=seconds(2)).contains(&soon), "{soon}");
-        assert_eq!(samples.nano_cores(start, start + 30 * S, seconds(25)), 0);
+        assert_eq!(samples.rate(30 * S, start + 30 * S, seconds(25)), 0);
         // The counter began anew.
-        assert_eq!(
-            samples.nano_cores(start + 30 * S, start + 40 * S, seconds(1)),
-            SECOND / 10
-        );
-        // The clock was set back.
-        assert_eq!(samples.nano_cores(start, start, seconds(1)), 0);
+        assert_eq!(samples.rate(10 * S, start + 40 * S, seconds(1)), SECOND / 10);
+        assert_eq!(Samples::default().rate(0, start, seconds(1)), 0);
+        assert_eq!(Samples::default().nano_cores(-S, seconds(1)), 0);
     }
 
     #[test]

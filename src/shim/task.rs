@@ -245,7 +245,8 @@ impl Task {
         let record = ExitRecord {
             code: exit.code,
             started_at: self.started_at,
-            finished_at: exit.at,
+            // The clock may have been set back in between.
+            finished_at: exit.at.max(self.started_at),
             oom_killed: oom.is_some(),
             oom_limit: oom.as_ref().map_or(0, |oom| oom.limit),
             oom_cgroup: oom.map(|oom| oom.cgroup).unwrap_or_default(),
