@@ -17,7 +17,7 @@ use std::{
 use e2e::{
     Result, Story,
     client::{pod_security, security},
-    cri,
+    cri, machine,
 };
 
 /// Sysctls of the node that these stories try to change by a pod's.
@@ -164,9 +164,14 @@ async fn names_lead_nowhere() -> Result {
         assert!(!outside.exists(), "{name:?}");
     }
     // A path it is, and one that leads out.
-    for parent in ["../outside", "/../../outside", "/a/../../b", "a\n", "..slice"] {
+    let of_driver: &[&str] = match machine::has_systemd_cgroups() {
+        true => &["-a.slice", "a--b.slice", "/a.slice/../../b.slice", "a/b.slice"],
+        false => &["..slice"],
+    };
+    let leads_out = ["../outside", "/../../outside", "/a/../../b", "a\n"];
+    for parent in leads_out.iter().chain(of_driver) {
         let mut config = client.pod_config("parent");
-        config.linux.get_or_insert_default().cgroup_parent = parent.into();
+        config.linux.get_or_insert_default().cgroup_parent = (*parent).into();
         let error = client.run_pod_with(config).await.unwrap_err();
         assert_eq!(error.code(), tonic::Code::InvalidArgument, "{parent:?}: {error}");
     }
