@@ -6,6 +6,7 @@
 mod attach;
 mod exec;
 mod fixture;
+mod frames;
 mod life;
 mod log;
 
