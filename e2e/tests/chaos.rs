@@ -16,7 +16,7 @@ async fn calls_and_faults_leave_what_the_model_says() -> Result {
     }
     let plan = Plan {
         seed: fastrand::u64(..),
-        time: Duration::from_secs(60),
+        time: Duration::from_secs(150),
         kills: 0,
         clients: 4,
         calls: 40,
