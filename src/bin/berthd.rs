@@ -355,8 +355,10 @@ async fn serve(flags: &Flags, config: Config, log: LogFilter) -> Result<()> {
             }
         }
     }
-    if node.images.is_checked() {
-        node.store.take_leave()?;
+    if node.images.is_checked()
+        && let Err(error) = node.store.take_leave()
+    {
+        tracing::warn!(%error, "all layers are read at the start after the machine's next stop");
     }
     let _ = fs::remove_file(&socket);
     if let Ok(Some(Place::Unix(path))) = node.config.metrics.place() {

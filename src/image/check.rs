@@ -163,7 +163,6 @@ impl Inner {
         let row = self
             .store
             .read("look for a layer", |c| records::whole_layer(c, number))?;
-        // It may have gone with its image.
         let Some(row) = row else { return Ok(()) };
         let implied = assemble::paths(&row.implied);
         let seal = loop {
@@ -178,11 +177,14 @@ impl Inner {
             Ok(_) => "it is not what was unpacked".to_owned(),
             Err(errno) => errno.to_string(),
         };
+        let marked = self
+            .store
+            .durable("mark a layer as broken", |t| records::set_broken(t, number))?;
+        if !marked {
+            // It went with its image while it was looked at.
+            return Ok(());
+        }
         metrics().layers_broken.inc();
-        self.store.durable("mark a layer as broken", |t| {
-            // Removed meanwhile, by whoever removed its image.
-            records::set_broken(t, number)
-        })?;
         let path = self.layers.path(number);
         tracing::error!(layer = %path.display(), diff_id = row.diff_id, why, "this layer is broken; the next pull fetches it anew");
         Ok(())

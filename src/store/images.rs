@@ -219,9 +219,9 @@ pub fn whole_layers(connection: &Connection) -> rusqlite::Result<Vec<u64>> {
         .collect()
 }
 
-pub fn set_broken(t: &Transaction<'_>, number: u64) -> rusqlite::Result<()> {
-    t.execute("UPDATE layers SET broken = 1 WHERE number = ?1", [Count(number)])?;
-    Ok(())
+/// False: there is no such layer.
+pub fn set_broken(t: &Transaction<'_>, number: u64) -> rusqlite::Result<bool> {
+    Ok(t.execute("UPDATE layers SET broken = 1 WHERE number = ?1", [Count(number)])? > 0)
 }
 
 /// Ids of the images that stand on a broken layer.
