@@ -219,6 +219,14 @@ pub fn whole_layers(connection: &Connection) -> rusqlite::Result<Vec<u64>> {
         .collect()
 }
 
+pub fn set_seal(t: &Transaction<'_>, number: u64, seal: &[u8]) -> rusqlite::Result<()> {
+    t.execute(
+        "UPDATE layers SET seal = ?2 WHERE number = ?1",
+        params![Count(number), seal],
+    )?;
+    Ok(())
+}
+
 /// False: there is no such layer.
 pub fn set_broken(t: &Transaction<'_>, number: u64) -> rusqlite::Result<bool> {
     Ok(t.execute("UPDATE layers SET broken = 1 WHERE number = ?1", [Count(number)])? > 0)

@@ -1,6 +1,6 @@
 -- From version 1 to 2: layers that can be looked at after an unclean stop of the machine.
 --
--- `seal` is src/image/seal.rs's; empty: from before there were seals, and nobody can say.
+-- `seal` is src/image/seal's; empty: from before there were any, made when somebody looks.
 -- A `broken` layer is not what it was. Nothing new is built on it; it goes when the images
 -- and containers that stand on it do. So a diff id and variant are unique among whole ones.
 CREATE TABLE layers_2 (

@@ -125,13 +125,16 @@ async fn broken_images_can_be_removed_and_are_not_kept_for_ever() {
 }
 
 #[tokio::test]
-async fn a_layer_without_a_seal_is_not_trusted() {
+async fn a_layer_without_a_seal_gets_one() {
     let registry = Registry::start().await;
     let (id, _) = registry.push("x", "v1", &[file("a", b"one")], json!({}));
     let node = Node::new();
     node.pull(&registry.name("x:v1")).await.unwrap();
     let strip = |t: &rusqlite::Transaction<'_>| t.execute("UPDATE layers SET seal = x''", []).map(drop);
     node.images.inner.store.write("strip", strip).unwrap();
+    check(&node).await;
+    assert_eq!(node.images.find(&id).await.unwrap().unwrap().id, id);
+    harm(&node, "1", "a");
     check(&node).await;
     assert_eq!(node.images.find(&id).await.unwrap(), None);
     node.pull(&registry.name("x:v1")).await.unwrap();
