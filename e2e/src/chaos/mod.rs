@@ -41,6 +41,8 @@ pub struct Summary {
     pub rounds: u64,
     pub calls: BTreeMap<&'static str, u64>,
     pub retries: u64,
+    /// Streaming sessions that came to their end; the others broke with a berthd.
+    pub sessions: u64,
     pub faults: BTreeMap<&'static str, u64>,
     /// Named steps at which berthd was ended, and how often.
     pub steps: BTreeMap<String, u64>,
@@ -66,6 +68,7 @@ impl fmt::Display for Summary {
         for (name, count) in &self.calls {
             writeln!(f, "  {name:<24} {count}")?;
         }
+        writeln!(f, "sessions    {} came to their end", self.sessions)?;
         writeln!(
             f,
             "berthd died {} times, at {} of {} named steps",

@@ -1,7 +1,8 @@
 //! One client: makes random calls, again until they are answered. The calls are in
-//! `calls`.
+//! `calls`, those that open streams in `sessions`.
 
 mod calls;
+mod sessions;
 
 use std::{
     error::Error as _,
@@ -88,7 +89,9 @@ impl Worker {
             78..83 => self.remove_pod().await,
             83..87 => self.image().await,
             87..91 => self.look().await,
-            91..94 => self.change().await,
+            91..93 => self.change().await,
+            93..95 => self.exec_session().await,
+            95..97 => self.forward().await,
             _ => self.wrong().await,
         }
     }
