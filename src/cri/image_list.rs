@@ -1,26 +1,38 @@
 //! ListImages and StreamImages: what is on the node.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     image::{Error, Image, Images},
     proto::cri,
 };
 
-/// All images, or the one that the filter names.
+/// How long a list waits for the look at all layers after an unclean stop of the machine,
+/// when its client waits longer. Images that are whole must not be missed in it, but a
+/// large disk takes minutes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// All images, or the one that the filter names. `limit`: how long the client waits.
 pub async fn list(
     images: &Arc<Images>,
     request: cri::ListImagesRequest,
+    limit: Option<Duration>,
 ) -> Result<cri::ListImagesResponse, Error> {
     Ok(cri::ListImagesResponse {
-        images: filtered(images, request.filter).await?,
+        images: filtered(images, request.filter, limit).await?,
     })
 }
 
 /// Images of a filter, as messages, by id; a filter without a name takes all.
-pub async fn filtered(images: &Images, filter: Option<cri::ImageFilter>) -> Result<Vec<cri::Image>, Error> {
+pub async fn filtered(
+    images: &Images,
+    filter: Option<cri::ImageFilter>,
+    limit: Option<Duration>,
+) -> Result<Vec<cri::Image>, Error> {
     let name = filter.and_then(|filter| filter.image).unwrap_or_default().image;
     let found = if name.is_empty() {
+        let most = limit.map_or(PATIENCE, |limit| (limit - limit / 10).min(PATIENCE));
+        images.until_checked(most).await;
         images.list()?
     } else {
         images.find(&name).await?.into_iter().collect()

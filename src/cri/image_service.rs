@@ -25,9 +25,10 @@ impl ImageService for ImageApi {
         &self,
         request: Request<cri::ListImagesRequest>,
     ) -> Result<Response<cri::ListImagesResponse>, Status> {
+        let limit = limit(&request);
         let request = request.into_inner();
         Ok(Response::new(
-            image_list::list(&self.node.images, request)
+            image_list::list(&self.node.images, request, limit)
                 .await
                 .map_err(Error::from)?,
         ))
@@ -39,8 +40,9 @@ impl ImageService for ImageApi {
         &self,
         request: Request<cri::StreamImagesRequest>,
     ) -> Result<Response<Self::StreamImagesStream>, Status> {
+        let limit = limit(&request);
         let filter = request.into_inner().filter;
-        let images = image_list::filtered(&self.node.images, filter)
+        let images = image_list::filtered(&self.node.images, filter, limit)
             .await
             .map_err(Error::from)?;
         Ok(Response::new(chunks(images, |images| {

@@ -248,6 +248,16 @@ impl Images {
         self.inner.check_all(over)
     }
 
+    /// Waits until no layer waits to be looked at, for at most so long.
+    pub async fn until_checked(&self, most: Duration) {
+        let looked = async {
+            while !self.is_checked() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(most, looked).await;
+    }
+
     /// No layer waits to be looked at.
     pub fn is_checked(&self) -> bool {
         self.inner.checks.is_over()
