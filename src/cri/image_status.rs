@@ -96,7 +96,7 @@ mod tests {
 
         let list = |name: String| async move {
             let filter = Some(cri::ImageFilter { image: spec(&name) });
-            let found = image_list::list(images, cri::ListImagesRequest { filter }).await;
+            let found = image_list::list(images, cri::ListImagesRequest { filter }, None).await;
             found.unwrap().images
         };
         assert_eq!(list(String::new()).await, std::slice::from_ref(&image));
