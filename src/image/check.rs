@@ -19,7 +19,13 @@ use std::{
 use rustix::io::Errno;
 
 use super::{Error, Inner, assemble, content, flights::lock, seal::Seal};
-use crate::{store::images as records, telemetry::metrics::metrics};
+use crate::{
+    store::{
+        self, Store,
+        images::{self as records, LayerRow},
+    },
+    telemetry::metrics::metrics,
+};
 
 /// How long the whole layers of a broken image are kept for a pull.
 pub const KEPT: Duration = Duration::from_secs(3600);
@@ -142,21 +148,31 @@ impl Inner {
         let Some(image) = self.catalog().find_hidden(name)? else {
             return Ok(());
         };
-        let rows = self.store.read("look for the layers of an image", |c| {
-            records::image_layers(c, &image.id)
-        })?;
-        self.look_at_layers(rows.iter().map(|row| row.number).collect())
-            .await
+        let id = image.id.clone();
+        let rows = move |store: &Store| {
+            store.read("look for the layers of an image", |c| {
+                records::image_layers(c, &id)
+            })
+        };
+        self.look_at_rows(name, rows).await
     }
 
-    /// As [`Inner::check`], on a thread of its own when there is something to do.
-    pub async fn look_at_layers(self: &Arc<Self>, numbers: Vec<u64>) -> Result<(), Error> {
-        let open = self.checks.open();
-        if numbers.iter().all(|number| !open.contains(number)) {
+    /// Likewise those rows of layers, which `image` needs. Nothing is read when all was
+    /// looked at.
+    pub async fn look_at_rows(
+        self: &Arc<Self>,
+        image: &str,
+        rows: impl FnOnce(&Store) -> Result<Vec<LayerRow>, store::Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        if self.checks.is_over() {
             return Ok(());
         }
         let inner = Arc::clone(self);
-        super::run(move || inner.check(&numbers)).await
+        super::blocking(&image, move || {
+            let numbers: Vec<u64> = rows(&inner.store)?.iter().map(|row| row.number).collect();
+            inner.check(&numbers)
+        })
+        .await
     }
 
     fn look(&self, number: u64) -> Result<(), Error> {

@@ -18,7 +18,10 @@ use super::{
     transfer::{self, Sent},
     unpack::Unpacked,
 };
-use crate::{kind::Kind, store::images as records};
+use crate::{
+    kind::Kind,
+    store::{Store, images as records},
+};
 
 /// Brings the layers that the records lack; the answer has those that are not
 /// recorded yet. After the first error the others are stopped and waited for, so
@@ -59,16 +62,14 @@ async fn one(
     diff_id: Digest,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<Option<Arc<Fresh>>, Error> {
-    let rows = || {
-        inner.store.read("look for a layer", |c| {
+    let rows = move |store: &Store| {
+        store.read("look for a layer", |c| {
             records::layers_of(c, &diff_id.to_string())
         })
     };
     // Not one that is only said to be there.
-    inner
-        .look_at_layers(rows()?.iter().map(|row| row.number).collect())
-        .await?;
-    let recorded = || Ok::<bool, Error>(!rows()?.is_empty());
+    inner.look_at_rows(&session.reference.to_string(), rows).await?;
+    let recorded = || -> Result<bool, Error> { Ok(!rows(&inner.store)?.is_empty()) };
     while !*stopped.borrow() {
         if recorded()? {
             return Ok(None);

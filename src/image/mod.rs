@@ -269,7 +269,7 @@ impl Images {
             tokio::time::sleep(check::KEPT).await;
             if self.is_checked() {
                 let inner = Arc::clone(&self.inner);
-                return run(move || inner.forget_broken()).await;
+                return blocking(&"(those that are broken)", move || inner.forget_broken()).await;
             }
         }
     }
@@ -394,12 +394,13 @@ impl Inner {
     }
 }
 
-/// Runs what blocks on a thread for that.
-async fn run<T: Send + 'static>(
+/// Runs what blocks on a thread for that; `image` is what it is about.
+async fn blocking<T: Send + 'static>(
+    image: &impl fmt::Display,
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
+    let stopped = |_| Error::Stopped {
+        image: image.to_string(),
+    };
+    tokio::task::spawn_blocking(work).await.map_err(stopped)?
 }

@@ -9,6 +9,7 @@ use super::{
     Inner,
     assemble::{self, Pulled},
     auth::AuthConfig,
+    blocking,
     digest::Digest,
     error::Error,
     fetch,
@@ -125,17 +126,6 @@ async fn walk(inner: &Arc<Inner>, reference: &Reference, auth: AuthConfig) -> Re
     })
     .await?;
     Ok((Pull { id, bytes, layers }, true))
-}
-
-/// Runs what blocks on a thread for that.
-async fn blocking<T: Send + 'static>(
-    reference: &Reference,
-    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
-) -> Result<T, Error> {
-    let stopped = |_| Error::Stopped {
-        image: reference.to_string(),
-    };
-    tokio::task::spawn_blocking(work).await.map_err(stopped)?
 }
 
 /// The image of a tag that is here and has not moved: a HEAD is enough to know,
