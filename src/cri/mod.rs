@@ -32,6 +32,7 @@ mod image_pull;
 mod image_remove;
 mod image_service;
 mod image_status;
+mod lingering;
 mod metric_descriptors;
 mod metric_values;
 mod metrics;

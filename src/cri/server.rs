@@ -12,11 +12,14 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::mpsc,
+};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use super::{image_service::ImageApi, observe::Observed, runtime_service::RuntimeApi};
+use super::{image_service::ImageApi, lingering::Lingering, observe::Observed, runtime_service::RuntimeApi};
 use crate::{
     proto::cri::{image_service_server::ImageServiceServer, runtime_service_server::RuntimeServiceServer},
     sys,
@@ -100,7 +103,8 @@ pub async fn bind(path: &Path, group: Option<u32>) -> Result<UnixListener, Error
 fn admitted(
     listener: UnixListener,
     group: Option<u32>,
-) -> impl Stream<Item = Result<UnixStream, std::io::Error>> {
+    open: mpsc::Sender<()>,
+) -> impl Stream<Item = Result<Lingering, std::io::Error>> {
     let own = rustix::process::geteuid().as_raw();
     UnixListenerStream::new(listener).filter_map(move |accepted| {
         let stream = match accepted {
@@ -117,7 +121,7 @@ fn admitted(
         if !admitted {
             tracing::warn!(peer = ?stream.peer_cred(), "refused a client: neither root, nor our user, nor our group");
         }
-        std::future::ready(admitted.then_some(Ok(stream)))
+        std::future::ready(admitted.then(|| Ok(Lingering::new(stream, open.clone()))))
     })
 }
 
@@ -126,7 +130,8 @@ fn is_member(stream: &UnixStream, primary: u32, group: u32) -> bool {
     primary == group || sys::peer::groups(stream.as_fd()).is_ok_and(|all| all.contains(&group))
 }
 
-/// Serves both services until `shutdown`; calls under way are answered before it returns.
+/// Serves both services until `shutdown`; calls under way are answered before it returns,
+/// and connections are closed.
 pub async fn serve(
     listener: UnixListener,
     group: Option<u32>,
@@ -141,13 +146,16 @@ pub async fn serve(
         .max_decoding_message_size(MESSAGE_LIMIT)
         .max_encoding_message_size(MESSAGE_LIMIT);
     let (runtime, image) = (Observed(runtime), Observed(image));
+    let (open, mut ended) = mpsc::channel(1);
     Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(60)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .add_service(runtime)
         .add_service(image)
-        .serve_with_incoming_shutdown(admitted(listener, group), shutdown)
+        .serve_with_incoming_shutdown(admitted(listener, group, open), shutdown)
         .await?;
+    // Until all that was open is closed.
+    ended.recv().await;
     Ok(())
 }
 
