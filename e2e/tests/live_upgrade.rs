@@ -33,18 +33,23 @@ where
     }
 }
 
+/// Never written to the connection, or written behind the last call that its GOAWAY says
+/// was looked at (RFC 9113, 6.8): h2 tells no other call of the GOAWAY.
 fn was_not_sent(status: &Status) -> bool {
     let mut source = status.source();
     while let Some(error) = source {
-        if error
-            .downcast_ref::<hyper::Error>()
-            .is_some_and(hyper::Error::is_canceled)
+        if error.downcast_ref().is_some_and(hyper::Error::is_canceled)
+            || error.downcast_ref().is_some_and(is_behind_goaway)
         {
             return true;
         }
         source = error.source();
     }
     false
+}
+
+fn is_behind_goaway(error: &h2::Error) -> bool {
+    error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
 }
 
 /// What one client goes on doing.
