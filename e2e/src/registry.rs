@@ -18,13 +18,16 @@ use crate::{Result, http};
 pub const USER: &str = "berth";
 pub const PASSWORD: &str = "s3cret:with colon";
 
+/// The header by which a registry is known from others, and from whatever else has its port.
+const OWN: &str = "X-E2e-Folder";
+
 /// Runs as long as the value lives.
 #[derive(Debug)]
 pub struct Registry {
     port: u16,
     process: Child,
     authenticated: bool,
-    _folder: TempDir,
+    folder: TempDir,
 }
 
 impl Registry {
@@ -62,7 +65,12 @@ impl Registry {
             Some(blobs) => format!("filesystem: {{rootdirectory: \"{}\"}}", blobs.display()),
         };
         let mut config = format!(
-            "version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{{storage}, delete: {{enabled: true}}}}\nhttp: {{addr: \"127.0.0.1:{port}\"}}\n"
+            "version: 0.1
+log: {{level: error, accesslog: {{disabled: true}}}}
+storage: {{{storage}, delete: {{enabled: true}}}}
+http: {{addr: \"127.0.0.1:{port}\", headers: {{{OWN}: [\"{}\"]}}}}
+",
+            folder.path().display()
         );
         if authenticated {
             let path = folder.path().join("htpasswd");
@@ -87,7 +95,7 @@ impl Registry {
             port,
             process,
             authenticated,
-            _folder: folder,
+            folder,
         };
         let deadline = Instant::now() + Duration::from_secs(20);
         let url = format!("{}/v2/", registry.url());
@@ -95,8 +103,11 @@ impl Registry {
             if registry.process.try_wait()?.is_some() {
                 return Ok(None);
             }
-            if http::send(Method::GET, &url, &[], Vec::new()).await.is_ok() {
-                return Ok(Some(registry));
+            if let Ok(answer) = http::send(Method::GET, &url, &[], Vec::new()).await {
+                // Somebody else has the port, and ours is about to say so and end.
+                let own = registry.folder.path().as_os_str().as_encoded_bytes();
+                let is_ours = answer.headers.get(OWN).is_some_and(|name| name == own);
+                return Ok(is_ours.then_some(registry));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
