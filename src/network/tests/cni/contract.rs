@@ -258,12 +258,8 @@ fn only_so_many_plugins_run_at_once() {
             }
         });
         let counts = fs::read_to_string(file(node, "counts")).unwrap();
-        let mut counts: Vec<u32> = counts.lines().map(|n| n.parse().unwrap()).collect();
-        counts.sort_unstable();
-        assert_eq!(
-            (counts.len(), counts.first(), counts.last()),
-            (8, Some(&1), Some(&2))
-        );
+        let counts: Vec<u32> = counts.lines().map(|n| n.parse().unwrap()).collect();
+        assert_eq!((counts.len(), counts.iter().max()), (8, Some(&2)));
     });
 }
 
