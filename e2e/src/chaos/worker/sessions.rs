@@ -1,5 +1,5 @@
 //! Streaming sessions. One breaks with the berthd that serves it, and ends then; what comes
-//! to its end brings what was asked for.
+//! to its end brings what was asked for. A berthd that stops politely says so.
 
 use anyhow::Context;
 
@@ -8,6 +8,9 @@ use crate::{Client, Result, WebSocket, chaos::model::Expected, streams::exec_of}
 
 /// Where nothing listens in any pod.
 const CLOSED: u16 = 9;
+
+/// What a session is told that is cut off by a stop.
+const CUT: &str = "berthd is stopping";
 
 impl Worker {
     /// Runs a session; None when it broke.
@@ -53,7 +56,11 @@ impl Worker {
             return;
         };
         // Without a status it broke.
-        let failed = !session.status.is_null() && !session.succeeded() && !self.may_have_ended(at, nr);
+        let is_cut = session.status["message"]
+            .as_str()
+            .is_some_and(|told| told.contains(CUT));
+        let failed =
+            !session.status.is_null() && !session.succeeded() && !is_cut && !self.may_have_ended(at, nr);
         if failed || (session.succeeded() && session.stdout() != mark) {
             return self.wrong_answer("Exec", &id, session);
         }
@@ -91,10 +98,11 @@ impl Worker {
             Ok(String::from_utf8_lossy(said).into_owned())
         };
         if let Some(said) = self.session("PortForward", talk).await {
-            if !said.is_empty() && !said.contains("refused") {
+            let is_cut = said.is_empty() || said.contains(CUT);
+            if !is_cut && !said.contains("refused") {
                 return self.wrong_answer("PortForward", &pod.id, said);
             }
-            self.ended(!said.is_empty());
+            self.ended(!is_cut);
         }
     }
 }
