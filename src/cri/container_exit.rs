@@ -6,7 +6,7 @@ use super::{container_events, node::Node};
 use crate::{
     pod::{Container, Exit, now},
     proto::{cri::ContainerEventType, plan::ExitRecord},
-    runtime::Shim,
+    runtime::{Shim, read_exit},
     telemetry::metrics::metrics,
 };
 
@@ -90,9 +90,19 @@ fn oom_message(record: &ExitRecord, cgroup: &str) -> String {
     }
 }
 
+/// Records the end of a container whose shim is gone: by what it wrote, if it did.
+pub async fn settle_by_traces(node: &Node, container: &Container, why: &str) {
+    let exit = match read_exit(&node.paths.bundle(&container.id)) {
+        Ok(Some(record)) => left(node, container, &record).await,
+        _ => vanished(node, container, why).await,
+    };
+    container.set_shim(None);
+    settle(node, container, exit).await;
+}
+
 /// The shim wrote how the container ended and died before it said so: what it had not yet
 /// taken away is taken away here.
-pub async fn left(node: &Node, container: &Container, record: &ExitRecord) -> Exit {
+async fn left(node: &Node, container: &Container, record: &ExitRecord) -> Exit {
     let cgroup = container.record().cgroup;
     if let Err(error) = node.cgroups.remove(&cgroup).await {
         tracing::error!(container = %container.id, %error, "remove what a dead shim left");
@@ -102,7 +112,7 @@ pub async fn left(node: &Node, container: &Container, record: &ExitRecord) -> Ex
 
 /// The shim died without a word: what it watched over is ended, for nobody reads
 /// its output any more.
-pub async fn vanished(node: &Node, container: &Container, why: &str) -> Exit {
+async fn vanished(node: &Node, container: &Container, why: &str) -> Exit {
     metrics().shims_lost.inc();
     if let Err(error) = node.cgroups.remove(&container.record().cgroup).await {
         tracing::error!(container = %container.id, %error, "end what a dead shim left");

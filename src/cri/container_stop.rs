@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{error::Error, node::Node};
+use super::{container_exit, error::Error, node::Node};
 use crate::{
     kind::Kind,
     pod::{self, Container, ContainerState},
@@ -82,15 +82,29 @@ pub async fn kill(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Er
         return Ok(());
     }
     // Nothing of the container lives, and its shim does not say so: it would for ever.
+    let bundle = node.paths.bundle(&container.id);
     if ended.is_ok() {
-        Shim::put_down(&container.id, &node.paths.bundle(&container.id)).await;
+        Shim::put_down(&container.id, &bundle).await;
     }
-    if tokio::time::timeout(PATIENCE, container.ended()).await.is_ok() {
+    if tokio::time::timeout(ANSWER, container.ended()).await.is_ok() {
+        return Ok(());
+    }
+    let recorded = async {
+        // Who waits for the shim lets go of it when the end is heard of and being recorded.
+        if container.shim().is_some()
+            && let Err(error) = Shim::connect(&container.id, &bundle).await
+        {
+            tracing::error!(container = %container.id, %error, "nobody said that it ended: what its shim left is taken for it");
+            container_exit::settle_by_traces(node, container, &error.to_string()).await;
+        }
+        container.ended().await;
+    };
+    if tokio::time::timeout(PATIENCE, recorded).await.is_ok() {
         return Ok(());
     }
     let why = match ended {
         Err(error) => error.to_string(),
-        Ok(()) => "its shim does not report the end".into(),
+        Ok(()) => "its end is not reported, or not recorded yet".into(),
     };
     Err(Error::Wrong {
         what: "container",

@@ -15,7 +15,7 @@ use crate::{
     network::netns,
     pod::{Container, ContainerEvent, ContainerState, Error, Sandbox, SandboxState},
     proto::{containerd::v1::types::Status, cri::ContainerEventType, task},
-    runtime::{self, Shim, read_exit},
+    runtime::{self, Shim},
     telemetry::metrics::metrics,
 };
 
@@ -102,11 +102,7 @@ async fn resume(node: &Arc<Node>, container: &Arc<Container>) {
             container_exit::watch(node, container, shim);
         }
         Err(error) => {
-            let exit = match read_exit(&bundle) {
-                Ok(Some(record)) => container_exit::left(node, container, &record).await,
-                _ => container_exit::vanished(node, container, &error.to_string()).await,
-            };
-            container_exit::settle(node, container, exit).await;
+            container_exit::settle_by_traces(node, container, &error.to_string()).await;
         }
     }
 }
