@@ -25,7 +25,7 @@ use berth::{
     network::Network,
     pod::Pods,
     purge,
-    runtime::{CgroupDriver, Handlers, ShimBinary},
+    runtime::{CgroupDriver, Handlers, ShimBinary, Surroundings},
     spec::Host,
     store::Store,
     stream::Server,
@@ -205,6 +205,7 @@ async fn open(paths: Paths, config: Config) -> Result<Arc<Node>> {
         store.clone(),
     )?);
     let shim = ShimBinary::load(&shim_path(&config)?)?;
+    let surroundings = Surroundings::detect(&paths.state);
     let handlers = Handlers::new(&config, &paths.state);
     for folder in handlers.own_roots() {
         private_folder(folder)?;
@@ -227,6 +228,7 @@ async fn open(paths: Paths, config: Config) -> Result<Arc<Node>> {
         images,
         network,
         shim,
+        surroundings,
         handlers,
         host,
         pods: Pods::default(),

@@ -1,9 +1,10 @@
-//! Which hierarchies this machine has: found once, from /proc/self/mountinfo.
+//! Which hierarchies this machine has: found once, from /proc/self/mountinfo, or told.
 
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use super::{Error, Result, files};
+use crate::proto::plan;
 
 /// One mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +49,8 @@ impl Hierarchy {
     }
 }
 
+static LAYOUT: OnceLock<Layout> = OnceLock::new();
+
 /// All hierarchies of the machine, v1 ones first.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Layout {
@@ -60,7 +63,6 @@ impl Layout {
     /// # Errors
     /// [`Error::NoHierarchy`] when there is none.
     pub fn detect() -> Result<&'static Self> {
-        static LAYOUT: OnceLock<Layout> = OnceLock::new();
         if let Some(layout) = LAYOUT.get() {
             return Ok(layout);
         }
@@ -70,6 +72,37 @@ impl Layout {
             return Err(Error::NoHierarchy);
         }
         Ok(LAYOUT.get_or_init(|| layout))
+    }
+
+    /// Takes what [`Layout::told`] has said of this machine; nothing when it said nothing,
+    /// or when they are known.
+    pub fn know(told: &[plan::Hierarchy]) {
+        let known = |one: &plan::Hierarchy| Hierarchy {
+            root: one.root.clone().into(),
+            name: one.name.clone(),
+            controllers: one.controllers.clone(),
+            version: if one.v2 { Version::V2 } else { Version::V1 },
+        };
+        if !told.is_empty() {
+            let hierarchies = told.iter().map(known).collect();
+            let _ = LAYOUT.set(Layout { hierarchies });
+        }
+    }
+
+    /// For [`Layout::know`] of another process in the same mount namespace. Empty when a
+    /// mount point's name is no text.
+    #[must_use]
+    pub fn told(&self) -> Vec<plan::Hierarchy> {
+        let told = |one: &Hierarchy| {
+            Some(plan::Hierarchy {
+                root: one.root.to_str()?.to_owned(),
+                name: one.name.clone(),
+                controllers: one.controllers.clone(),
+                v2: one.is_v2(),
+            })
+        };
+        let all = self.hierarchies.iter().map(told).collect::<Option<_>>();
+        all.unwrap_or_default()
     }
 
     /// cgroup v2 alone: no v1 controller is in use.
@@ -203,5 +236,7 @@ mod tests {
         assert!(layout.hierarchies[1].controllers.is_empty());
         assert_eq!(layout.hierarchies[2].root, Path::new("/with space"));
         assert!(layout.hierarchies[3].is_v2());
+        assert_eq!(layout.told()[3].root, "/sys/fs/cgroup/unified");
+        assert!(layout.told()[3].v2 && !layout.told()[0].v2);
     }
 }

@@ -273,7 +273,7 @@ async fn acquire(
         step: "make the bundle",
         message: e.to_string(),
     });
-    let (shim, built) = match (shim, built.and_then(|built| built)) {
+    let (shim, mut built) = match (shim, built.and_then(|built| built)) {
         (Ok(shim), Ok(built)) => (shim, built),
         (Ok(shim), Err(error)) => {
             discard(&shim, id).await;
@@ -281,6 +281,7 @@ async fn acquire(
         }
         (Err(error), _) => return Err(error),
     };
+    built.plan.surroundings = Some(node.surroundings.told());
     for warning in &built.warnings {
         tracing::warn!(container = %id, warning);
     }

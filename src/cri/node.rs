@@ -19,7 +19,7 @@ use crate::{
     instance::Instance,
     network::Network,
     pod::{Events, Operations, Pods, Stage},
-    runtime::{CgroupDriver, Handlers, ShimBinary},
+    runtime::{CgroupDriver, Handlers, ShimBinary, Surroundings},
     spec::Host,
     store::Store,
     sys::allocator,
@@ -65,6 +65,8 @@ pub struct Node {
     pub images: Arc<Images>,
     pub network: Arc<Network>,
     pub shim: ShimBinary,
+    /// What shims are told of this machine.
+    pub surroundings: Surroundings,
     pub handlers: Handlers,
     /// What this machine can do, found once.
     pub host: Host,

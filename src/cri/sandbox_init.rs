@@ -80,7 +80,8 @@ async fn launch(node: &Node, sandbox: &Sandbox, bundle: &Path) -> Result<(Shim, 
         uts_ns: uts.as_deref(),
         cgroup: &cgroup,
     };
-    let plan = spec::sandbox_plan(&init, &node.host).step("sandbox", id, "plan the init")?;
+    let mut plan = spec::sandbox_plan(&init, &node.host).step("sandbox", id, "plan the init")?;
+    plan.surroundings = Some(node.surroundings.told());
     let shim = Shim::spawn(&node.shim, id, bundle, node.cgroups.shims())
         .await
         .step("sandbox", id, "start the shim of the init")?;

@@ -37,6 +37,7 @@ fn walk(prepared: &Prepared, socket: BorrowedFd<'_>) -> Walk<Infallible> {
     let user = prepared.namespaces.user().is_some();
     let mut procfs = filesystem::private_procfs()?;
     identity::set_oom_score(prepared.oom_score_adj, procfs.as_fd())?;
+    prepared.namespaces.leave_mounts()?;
     if user {
         if let Some(process) = &prepared.process {
             identity::set_limits(process)?;

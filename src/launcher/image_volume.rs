@@ -79,6 +79,11 @@ impl ImageVolume {
         })
     }
 
+    /// See [`Root::is_detached`].
+    pub fn is_detached(&self) -> bool {
+        self.root.is_detached()
+    }
+
     pub fn descriptor(&self) -> Option<RawFd> {
         self.root.descriptor()
     }

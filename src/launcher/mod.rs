@@ -44,7 +44,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, Layout};
 use crate::proto::plan::{LaunchPlan, Resources};
 use crate::sys::clone::Forked;
 use crate::sys::signalfd;
@@ -131,6 +131,9 @@ enum By {
 /// # Errors
 /// The failing step with the object's name. Nothing that was made is left then.
 pub fn create(plan: &LaunchPlan, bundle: &Path, stdio: Stdio) -> Result<Init, Error> {
+    if let Some(surroundings) = &plan.surroundings {
+        Layout::know(&surroundings.hierarchies);
+    }
     if let Some(runtime) = &plan.runtime {
         return oci::create(plan, runtime, bundle, stdio);
     }

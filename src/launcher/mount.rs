@@ -283,6 +283,14 @@ fn cgroups(index: usize, mount: &Mount, cgroup: &Cgroup) -> Walk<Source> {
 }
 
 impl Prepared {
+    /// Nothing of the node has to be in sight of the child for it.
+    pub fn is_detached(&self) -> bool {
+        match &self.source {
+            Source::Image(volume) => volume.is_detached(),
+            Source::Tree { .. } | Source::FileSystem { .. } | Source::Cgroups { .. } => true,
+        }
+    }
+
     pub fn descriptors(&self, into: &mut Vec<RawFd>) {
         match &self.source {
             Source::Tree { tree, .. } => into.push(tree.as_raw_fd()),

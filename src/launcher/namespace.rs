@@ -23,6 +23,8 @@ pub struct Namespaces {
     joined: Vec<(usize, u64, OwnedFd)>,
     /// The pod's: everything that is made belongs to it.
     user: Option<(usize, OwnedFd)>,
+    /// What the new mount namespace is a copy of, if not of the caller's.
+    bare: Option<OwnedFd>,
 }
 
 /// A pid namespace that others live in.
@@ -109,6 +111,14 @@ impl Namespaces {
         self.user.as_ref().map(|(_, file)| file.as_fd())
     }
 
+    /// Has the new mount namespace be a copy of the one at `path`, of berthd's making: then
+    /// it costs the same however many mounts the node has. Whether it can be opened: it is
+    /// gone with the berthd that made it.
+    pub fn begin_with_mounts_of(&mut self, path: &str) -> bool {
+        self.bare = open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+        self.bare.is_some()
+    }
+
     /// The pid namespace that the process is in at the end only.
     pub fn late_pids(&self) -> Option<BorrowedFd<'_>> {
         let pids = self.pid.as_ref().filter(|pids| pids.late);
@@ -118,13 +128,19 @@ impl Namespaces {
     pub fn descriptors(&self, into: &mut Vec<RawFd>) {
         into.extend(self.joined.iter().map(|(_, _, file)| file.as_raw_fd()));
         into.extend(self.user.iter().map(|(_, file)| file.as_raw_fd()));
+        into.extend(self.bare.iter().map(AsRawFd::as_raw_fd));
         into.extend(self.late_pids().map(|file| file.as_raw_fd()));
     }
 
     /// In the parent.
     pub fn clone(&self, cgroup: Option<BorrowedFd<'_>>) -> Walk<Forked> {
-        // What belongs to a user namespace is made in it: see `enter_user`.
-        let made = if self.user.is_some() { 0 } else { self.made };
+        let made = match (&self.user, &self.bare) {
+            // What belongs to a user namespace is made in it: see `enter_user`.
+            (Some(_), _) => 0,
+            // A namespace of mounts is copied from the one where one is: see `leave_mounts`.
+            (None, Some(_)) => self.made & !kind::MOUNT,
+            (None, None) => self.made,
+        };
         match &self.pid {
             Some(pids) if !pids.late => {
                 let joined = clone_in_pid_namespace(pids.file.as_fd(), made, cgroup);
@@ -135,6 +151,17 @@ impl Namespaces {
             }
             _ => clone3(made, cgroup).at(Step::Clone),
         }
+    }
+
+    /// In the child, which is the node's root: leaves the node's mounts for those that its
+    /// own are a copy of.
+    pub fn leave_mounts(&self) -> Walk<()> {
+        let Some(bare) = &self.bare else { return Ok(()) };
+        kind::join(bare.as_fd(), kind::MOUNT).at(Step::MountNamespace)?;
+        if self.user.is_none() {
+            kind::unshare(kind::MOUNT).at(Step::MountNamespace)?;
+        }
+        Ok(())
     }
 
     /// In the child: joins the pod's user namespace, and makes the container's own

@@ -261,6 +261,11 @@ impl Root {
         }
     }
 
+    /// Nothing of the node has to be in sight of the child for it.
+    pub fn is_detached(&self) -> bool {
+        matches!(self, Self::Detached(_))
+    }
+
     /// In the child: puts it on top of the root of the container, and opens it.
     /// `rootfs` is where that is; in a user namespace no path leads there any more.
     pub fn attach_over(&self, root: BorrowedFd<'_>, rootfs: &CStr) -> Walk<OwnedFd> {

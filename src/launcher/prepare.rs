@@ -1,7 +1,7 @@
 //! Turns a plan into what the child needs: C strings, descriptors, arrays. All
 //! allocation of a launch is here, before clone.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,11 +20,14 @@ use super::step::{At, Step};
 use super::user_namespace::Ranges;
 use super::{Error, Stdio, device, hook, mount, namespace, plan, process};
 
+/// The mount point of the root in a bare mount namespace.
+const BARE_ROOT: &CStr = c"/root";
+
 #[derive(Debug)]
 pub struct Prepared {
     pub namespaces: Namespaces,
     pub hostname: Option<CString>,
-    /// The folder on the host that is the mount point of the root.
+    /// The folder that is the mount point of the root: on the node, or [`BARE_ROOT`].
     pub rootfs: CString,
     pub root: Root,
     pub readonly_root: bool,
@@ -178,6 +181,13 @@ pub fn prepare(
         tasks: cgroup.tasks().map_err(|error| Problem::Plan(error.into()))?,
         keep: Vec::new(),
     };
+    let bare = plan
+        .surroundings
+        .as_ref()
+        .map_or("", |around| &around.bare_mounts);
+    if prepared.needs_nothing_of_the_node() && prepared.namespaces.begin_with_mounts_of(bare) {
+        prepared.rootfs = BARE_ROOT.to_owned();
+    }
     let mut keep = Vec::new();
     prepared.namespaces.descriptors(&mut keep);
     keep.extend(prepared.root.descriptor());
@@ -197,6 +207,13 @@ pub fn prepare(
 }
 
 impl Prepared {
+    /// The child mounts what was prepared, and no hook runs that has to find its program
+    /// by a path of the node.
+    fn needs_nothing_of_the_node(&self) -> bool {
+        let detached = self.root.is_detached() && self.mounts.iter().all(mount::Prepared::is_detached);
+        detached && !self.waits_for_hooks
+    }
+
     /// The channel is made last.
     pub fn keep(&mut self, fd: RawFd) {
         self.keep.push(fd);

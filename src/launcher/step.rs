@@ -47,6 +47,7 @@ steps! {
     Keyring => "make a session keyring (keyctl)",
     JoinNamespace => "join namespace (setns)",
     CgroupNamespace => "make the cgroup namespace (unshare)",
+    MountNamespace => "make the mount namespace (setns, unshare)",
     Hostname => "set the hostname",
     CutPropagation => "cut mount propagation from the host (mount_setattr)",
     AttachRoot => "mount the root",

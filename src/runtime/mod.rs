@@ -15,6 +15,7 @@ pub mod shim_binary;
 pub mod shim_client;
 mod shim_exit;
 mod shim_process;
+mod surroundings;
 pub mod ttrpc;
 
 pub use attach::{AttachIo, Attachment};
@@ -27,3 +28,4 @@ pub use shim_binary::ShimBinary;
 pub use shim_client::Shim;
 pub use shim_exit::{Ended, read_exit};
 pub use shim_process::shim_of;
+pub use surroundings::Surroundings;

@@ -64,6 +64,7 @@ pub fn plan(spec: &Spec, launch: &Launch<'_>) -> Result<wire::LaunchPlan, Error>
         stdin_once: launch.stdin_once,
         sandbox_init: false,
         runtime: None,
+        surroundings: None,
         hooks: hooks::plan(spec)?,
         rootfs_propagation: propagation(linux.rootfs_propagation().as_deref())?.into(),
         uids,
