@@ -357,10 +357,13 @@ fn enter() -> Result<PodEnd, Error> {
     let ipv6 = ipv6_enabled()?;
     if ipv6 {
         // A neighbour on the bridge must not become the pod's router by an
-        // advertisement (CVE-2020-10749).
-        let accept = sysctl_path(&["net", "ipv6", "conf", "default", "accept_ra"]);
-        if read_sysctl(&accept)?.as_deref() == Some("1") {
-            write_sysctl(&accept, "0")?;
+        // advertisement (CVE-2020-10749). Nobody else has the pod's addresses, which are
+        // made of what the records gave it: no use to ask all pods for a second.
+        for name in ["accept_ra", "accept_dad"] {
+            let accept = sysctl_path(&["net", "ipv6", "conf", "default", name]);
+            if read_sysctl(&accept)?.as_deref() == Some("1") {
+                write_sysctl(&accept, "0")?;
+            }
         }
     }
     let netlink = Netlink::open()?;
@@ -370,6 +373,11 @@ fn enter() -> Result<PodEnd, Error> {
 impl PodEnd {
     fn configure(&mut self, ips: &[IpAddr], subnets: &[&Subnet]) -> Result<(), Error> {
         let link = self.netlink.link(POD_LINK)?.ok_or(Error::Gone)?;
+        if subnets.iter().all(|subnet| subnet.family() == Family::V4) {
+            // An IPv6 address that nobody gave it would be announced to all pods, and let
+            // them meet past policies that know the given ones only.
+            self.netlink.set_no_own_address(POD_LINK, link.index)?;
+        }
         self.netlink.set_up(POD_LINK, link.index)?;
         for (ip, subnet) in ips.iter().zip(subnets) {
             self.netlink

@@ -218,6 +218,15 @@ fn a_pod_without_ipv6_gets_ipv4_only() {
         let ips = node.attach(&pod);
         assert!(ips.len() == 1 && ips[0].is_ipv4(), "{ips:?}");
     });
+    on_a_node_with(
+        |config| config.subnets = vec!["10.78.0.0/29".into()],
+        |node| {
+            let pod = node.pod(&id(8));
+            node.attach(&pod);
+            let shown = shell(&format!("nsenter --net={} ip -6 addr", pod.netns.display()));
+            assert!(!shown.contains("eth0"), "{shown}");
+        },
+    );
 }
 
 #[test]
