@@ -82,7 +82,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub struct Cgroup {
     path: String,
     /// The folders it has: all hierarchies, or for an exec of a hybrid machine the v2 one alone.
-    hierarchies: Vec<Hierarchy>,
+    hierarchies: &'static [Hierarchy],
     /// The v2 folder, for CLONE_INTO_CGROUP.
     unified: Option<OwnedFd>,
     parents_made: Vec<String>,
@@ -97,12 +97,12 @@ impl Cgroup {
     /// # Errors
     /// [`Error::InUse`] when it has processes; otherwise the folder and the errno.
     pub fn create(path: &str) -> Result<Self> {
-        let hierarchies = Layout::detect()?.hierarchies.clone();
+        let hierarchies = &Layout::detect()?.hierarchies;
         tree::check_path(path)?;
-        let parents_made = tree::create(path, &hierarchies)?;
-        let opened = Self::open_in(path, hierarchies.clone());
+        let parents_made = tree::create(path, hierarchies)?;
+        let opened = Self::open_in(path, hierarchies);
         if opened.is_err() {
-            let _ = tree::remove(path, &hierarchies);
+            let _ = tree::remove(path, hierarchies);
             tree::remove_empty_parents(&parents_made);
         }
         Ok(Self {
@@ -117,9 +117,9 @@ impl Cgroup {
     /// # Errors
     /// [`Error::Gone`] when it is not there.
     pub fn adopt(path: &str) -> Result<Self> {
-        let hierarchies = Layout::detect()?.hierarchies.clone();
+        let hierarchies = &Layout::detect()?.hierarchies;
         tree::check_path(path)?;
-        tree::enable_above(path, &hierarchies)?;
+        tree::enable_above(path, hierarchies)?;
         let opened = Self::open_in(path, hierarchies)?;
         if opened.unified.is_none() {
             return Err(Error::Gone {
@@ -137,10 +137,10 @@ impl Cgroup {
     /// # Errors
     /// For a malformed path, or when no hierarchy is mounted.
     pub fn open(path: &str) -> Result<Self> {
-        Self::open_in(path, Layout::detect()?.hierarchies.clone())
+        Self::open_in(path, &Layout::detect()?.hierarchies)
     }
 
-    fn open_in(path: &str, hierarchies: Vec<Hierarchy>) -> Result<Self> {
+    fn open_in(path: &str, hierarchies: &'static [Hierarchy]) -> Result<Self> {
         tree::check_path(path)?;
         let unified = match hierarchies.iter().find(|h| h.is_v2()) {
             Some(hierarchy) => files::open_folder(&hierarchy.folder(path))?,
@@ -244,7 +244,7 @@ impl Cgroup {
     /// The file and the errno; a cgroup that is gone has none.
     pub fn pids(&self) -> Result<Vec<i32>> {
         let mut pids = Vec::new();
-        for hierarchy in &self.hierarchies {
+        for hierarchy in self.hierarchies {
             tree::collect_pids(&hierarchy.folder(&self.path), &mut pids)?;
         }
         pids.sort_unstable();
@@ -292,7 +292,7 @@ impl Cgroup {
         tree::check_path(&path)?;
         // No controllers are enabled for it: that would forbid processes in this one.
         tree::make_leaf(&path, unified)?;
-        Self::open_in(&path, vec![unified.clone()]).map(Some)
+        Self::open_in(&path, std::slice::from_ref(unified)).map(Some)
     }
 
     /// Removes it and all below it. Waits a short while for the last processes to be
@@ -303,9 +303,9 @@ impl Cgroup {
     /// The folder that stays, with its errno.
     pub fn remove(&self) -> Result<()> {
         if self.delegated {
-            return tree::remove_children(&self.path, &self.hierarchies);
+            return tree::remove_children(&self.path, self.hierarchies);
         }
-        tree::remove(&self.path, &self.hierarchies)
+        tree::remove(&self.path, self.hierarchies)
     }
 
     /// The hierarchy that has a controller: a v1 one by its name, else v2 when enabled here.

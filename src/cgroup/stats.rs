@@ -1,5 +1,5 @@
-//! What a cgroup has used: one pass over its files, each read once, relative to
-//! the folder's descriptor. Nothing is kept between two calls.
+//! What a cgroup has used: one pass over its files, each read once and by one call, relative
+//! to the folder's descriptor. Nothing is kept between two calls.
 
 use std::{
     ffi::CString,
@@ -12,7 +12,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{Cgroup, Error, Hierarchy, Layout, Result, stats_v1, stats_v2};
+use super::{Error, Hierarchy, Layout, Result, stats_v1, stats_v2, tree};
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,32 +179,32 @@ pub struct Stall {
     pub total: u64,
 }
 
-impl Cgroup {
-    /// What it has used; None when it is gone.
-    ///
-    /// # Errors
-    /// The file and the errno.
-    pub fn stats(&self, detail: Detail) -> Result<Option<Stats>> {
-        let mut v1 = Vec::new();
-        let mut unified = None;
-        for hierarchy in self.hierarchies.iter().filter(|h| detail.needs(h)) {
-            let Some(folder) = Folder::open(&hierarchy.folder(&self.path))? else {
-                continue;
-            };
-            if hierarchy.is_v2() {
-                unified = Some(folder);
-            } else {
-                v1.push((hierarchy.controllers.as_slice(), folder));
-            }
-        }
-        // With controllers in v1, the v2 hierarchy of a hybrid machine has pressure only.
-        let stats = match unified {
-            Some(folder) if Layout::detect()?.is_pure_v2() => stats_v2::read(&folder, detail)?,
-            unified => stats_v1::read(&v1, unified.as_ref(), detail)?,
+/// What the cgroup `path` has used; None when it is gone.
+///
+/// # Errors
+/// For a malformed path; the file and the errno.
+pub fn measure(path: &str, detail: Detail) -> Result<Option<Stats>> {
+    tree::check_path(path)?;
+    let layout = Layout::detect()?;
+    let mut v1 = Vec::new();
+    let mut unified = None;
+    for hierarchy in layout.hierarchies.iter().filter(|h| detail.needs(h)) {
+        let Some(folder) = Folder::open(&hierarchy.folder(path))? else {
+            continue;
         };
-        // Every cgroup that is there has at least one of them.
-        Ok((stats.cpu.is_some() || stats.memory.is_some()).then_some(stats))
+        if hierarchy.is_v2() {
+            unified = Some(folder);
+        } else {
+            v1.push((hierarchy.controllers.as_slice(), folder));
+        }
     }
+    // With controllers in v1, the v2 hierarchy of a hybrid machine has pressure only.
+    let stats = match unified {
+        Some(folder) if layout.is_pure_v2() => stats_v2::read(&folder, detail)?,
+        unified => stats_v1::read(&v1, unified.as_ref(), detail)?,
+    };
+    // Every cgroup that is there has at least one of them.
+    Ok((stats.cpu.is_some() || stats.memory.is_some()).then_some(stats))
 }
 
 /// An open cgroup folder.
@@ -244,8 +244,17 @@ impl Folder {
         let mut buffer = [0; 8192];
         loop {
             match rustix::io::read(&fd, &mut buffer) {
-                Ok(0) => return Ok(Some(String::from_utf8_lossy(&text).into_owned())),
-                Ok(count) => text.extend_from_slice(buffer.get(..count).unwrap_or_default()),
+                Ok(count) => {
+                    text.extend_from_slice(buffer.get(..count).unwrap_or_default());
+                    // The kernel writes such a file in one go: it gives less than there is
+                    // room for only at the end.
+                    if count < buffer.len() {
+                        let lossy = |text: Vec<u8>| String::from_utf8_lossy(&text).into_owned();
+                        return Ok(Some(
+                            String::from_utf8(text).unwrap_or_else(|e| lossy(e.into_bytes())),
+                        ));
+                    }
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::NODEV | Errno::NOENT | Errno::OPNOTSUPP) => return Ok(None),
                 Err(errno) => return Err(failed("read", errno)),
@@ -297,13 +306,18 @@ impl Folder {
     }
 }
 
-/// Lines of "key value".
-#[derive(Clone, Copy, Debug)]
-pub struct Keyed<'a>(pub &'a str);
+/// Lines of "key value", looked through once.
+#[derive(Clone, Debug)]
+pub struct Keyed<'a>(Vec<(&'a str, &'a str)>);
 
-impl Keyed<'_> {
+impl<'a> Keyed<'a> {
+    pub fn new(text: &'a str) -> Keyed<'a> {
+        Keyed(text.lines().filter_map(|line| line.split_once(' ')).collect())
+    }
+
     pub fn get(&self, key: &str) -> Option<u64> {
-        super::files::keyed(self.0, key)
+        let found = self.0.iter().find(|(known, _)| *known == key);
+        found.and_then(|(_, value)| value.trim().parse().ok())
     }
 
     /// 0 when it is not there.

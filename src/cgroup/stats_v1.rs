@@ -74,7 +74,7 @@ fn cpu(folder: &Folder, detail: Detail) -> Result<Option<Cpu>> {
 }
 
 fn throttling(cpu: &mut Cpu, text: &str) {
-    let stat = Keyed(text);
+    let stat = Keyed::new(text);
     cpu.periods = stat.of("nr_periods");
     cpu.throttled_periods = stat.of("nr_throttled");
     cpu.throttled = stat.of("throttled_time");
@@ -96,7 +96,7 @@ fn memory(folder: &Folder, detail: Detail) -> Result<Option<Memory>> {
     ) else {
         return Ok(None);
     };
-    let stat = Keyed(&text);
+    let stat = Keyed::new(&text);
     // "total_" is with the cgroups below.
     let limit = limit(folder, "memory.limit_in_bytes")?;
     let mut memory = Memory {
@@ -120,7 +120,7 @@ fn memory(folder: &Folder, detail: Detail) -> Result<Option<Memory>> {
         memory.kernel = folder.number("memory.kmem.usage_in_bytes")?.unwrap_or(0);
         memory.limit_hits = folder.number("memory.failcnt")?.unwrap_or(0);
         let control = folder.read("memory.oom_control")?.unwrap_or_default();
-        memory.oom_kills = Keyed(&control).of("oom_kill");
+        memory.oom_kills = Keyed::new(&control).of("oom_kill");
     }
     Ok(Some(memory))
 }

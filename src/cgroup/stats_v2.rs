@@ -35,7 +35,7 @@ pub fn read(folder: &Folder, detail: Detail) -> Result<Stats> {
 }
 
 fn cpu(text: &str) -> Cpu {
-    let stat = Keyed(text);
+    let stat = Keyed::new(text);
     let nanoseconds = |key| stat.of(key).saturating_mul(1000);
     Cpu {
         usage: nanoseconds("usage_usec"),
@@ -52,7 +52,7 @@ fn memory(folder: &Folder, detail: Detail) -> Result<Option<Memory>> {
     let (Some(usage), Some(text)) = (folder.number("memory.current")?, folder.read("memory.stat")?) else {
         return Ok(None);
     };
-    let stat = Keyed(&text);
+    let stat = Keyed::new(&text);
     let swap = match folder.number("memory.swap.current")? {
         Some(usage) => {
             let limit = folder.number("memory.swap.max")?;
@@ -86,8 +86,8 @@ fn memory(folder: &Folder, detail: Detail) -> Result<Option<Memory>> {
         memory.max_usage = folder.number("memory.peak")?.unwrap_or(usage).max(usage);
         memory.reservation = folder.number("memory.low")?;
         let events = folder.read("memory.events")?.unwrap_or_default();
-        memory.limit_hits = Keyed(&events).of("max");
-        memory.oom_kills = Keyed(&events).of("oom_kill");
+        memory.limit_hits = Keyed::new(&events).of("max");
+        memory.oom_kills = Keyed::new(&events).of("oom_kill");
     }
     Ok(Some(memory))
 }

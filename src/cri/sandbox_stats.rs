@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::{
-    container_stats::{self, Measured, blocking, number},
+    container_stats::{self, Measured, blocking, number, side_by_side},
     error::Error,
     node::Node,
     sandbox_list::selects,
@@ -36,30 +36,28 @@ pub async fn list(
     node: &Arc<Node>,
     filter: Option<cri::PodSandboxStatsFilter>,
 ) -> Result<Vec<cri::PodSandboxStats>, Error> {
-    let at = node.clone();
     let filter = filter.unwrap_or_default();
-    blocking(move || {
-        let id = match filter.id.as_str() {
-            "" => None,
-            prefix => match at.pods.sandbox(prefix) {
-                Ok(sandbox) => Some(sandbox.id.clone()),
-                Err(_) => return Ok(Vec::new()),
-            },
-        };
-        let chosen = at.pods.sandboxes().into_iter().filter(|sandbox| {
-            sandbox.state() == SandboxState::Ready
-                && id.as_ref().is_none_or(|id| *id == sandbox.id)
-                && selects(&filter.label_selector, &sandbox.config().labels)
-        });
-        let measured = chosen.filter_map(|sandbox| {
-            let stats = measure(&at, &sandbox);
-            stats
-                .map_err(|error| tracing::warn!(sandbox = %sandbox.id, %error, "measure"))
-                .ok()
-        });
-        Ok(measured.collect())
-    })
-    .await
+    let id = match filter.id.as_str() {
+        "" => None,
+        prefix => match node.pods.sandbox(prefix) {
+            Ok(sandbox) => Some(sandbox.id.clone()),
+            Err(_) => return Ok(Vec::new()),
+        },
+    };
+    let mut chosen = node.pods.sandboxes();
+    chosen.retain(|sandbox| {
+        sandbox.state() == SandboxState::Ready
+            && id.as_ref().is_none_or(|id| *id == sandbox.id)
+            && selects(&filter.label_selector, &sandbox.config().labels)
+    });
+    let at = node.clone();
+    let measured = side_by_side(chosen, move |sandbox| {
+        let stats = measure(&at, sandbox);
+        stats
+            .map_err(|error| tracing::warn!(sandbox = %sandbox.id, %error, "measure"))
+            .ok()
+    });
+    Ok(measured.await?.into_iter().flatten().collect())
 }
 
 /// Blocks.
