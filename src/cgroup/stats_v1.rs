@@ -98,7 +98,12 @@ fn memory(folder: &Folder, detail: Detail) -> Result<Option<Memory>> {
     };
     let stat = Keyed::new(&text);
     // "total_" is with the cgroups below.
-    let limit = limit(folder, "memory.limit_in_bytes")?;
+    let limit = limit(
+        folder,
+        &stat,
+        "hierarchical_memory_limit",
+        "memory.limit_in_bytes",
+    )?;
     let mut memory = Memory {
         usage,
         limit,
@@ -116,7 +121,7 @@ fn memory(folder: &Folder, detail: Detail) -> Result<Option<Memory>> {
     };
     if detail == Detail::All {
         memory.max_usage = folder.number("memory.max_usage_in_bytes")?.unwrap_or(usage);
-        memory.reservation = self::limit(folder, "memory.soft_limit_in_bytes")?;
+        memory.reservation = limited(folder, "memory.soft_limit_in_bytes")?;
         memory.kernel = folder.number("memory.kmem.usage_in_bytes")?.unwrap_or(0);
         memory.limit_hits = folder.number("memory.failcnt")?.unwrap_or(0);
         let control = folder.read("memory.oom_control")?.unwrap_or_default();
@@ -125,7 +130,16 @@ fn memory(folder: &Folder, detail: Detail) -> Result<Option<Memory>> {
     Ok(Some(memory))
 }
 
-fn limit(folder: &Folder, name: &str) -> Result<Option<u64>> {
+/// The limit in the file `name`, which is not opened when `memory.stat` says under `least`
+/// that neither this cgroup nor one above it has one.
+fn limit(folder: &Folder, stat: &Keyed<'_>, least: &str, name: &str) -> Result<Option<u64>> {
+    match stat.get(least) {
+        Some(NO_LIMIT..) => Ok(None),
+        _ => limited(folder, name),
+    }
+}
+
+fn limited(folder: &Folder, name: &str) -> Result<Option<u64>> {
     Ok(folder.number(name)?.filter(|limit| *limit < NO_LIMIT))
 }
 
@@ -134,7 +148,12 @@ fn swap(folder: &Folder, stat: &Keyed<'_>, memory: Option<u64>) -> Result<Option
     let Some(usage) = stat.get("total_swap") else {
         return Ok(None);
     };
-    let both = limit(folder, "memory.memsw.limit_in_bytes")?;
+    let both = limit(
+        folder,
+        stat,
+        "hierarchical_memsw_limit",
+        "memory.memsw.limit_in_bytes",
+    )?;
     let limit = match (both, memory) {
         (Some(both), Some(memory)) => Some(both.saturating_sub(memory)),
         _ => None,
@@ -343,6 +362,27 @@ mod tests {
         let stats = read(&[(&controllers, all)], None, Detail::Usage).unwrap();
         assert!(stats.cpu.is_some() && stats.memory.is_some());
         assert!(stats.disks.is_empty() && stats.tasks.is_none());
+    }
+
+    /// The limits of the pod are not the container's.
+    #[test]
+    fn limits_are_of_the_cgroup_itself() {
+        let limits = |least: &str| {
+            let stat = format!(
+                "hierarchical_memory_limit {least}\nhierarchical_memsw_limit {least}\ntotal_swap 0\n"
+            );
+            let (_dir, all) = folder(&[
+                ("memory.usage_in_bytes", "4096\n"),
+                ("memory.stat", &stat),
+                ("memory.limit_in_bytes", "9223372036854771712\n"),
+                ("memory.memsw.limit_in_bytes", "8192\n"),
+            ]);
+            let stats = read(&[(&["memory".to_owned()], all)], None, Detail::Usage).unwrap();
+            let memory = stats.memory.unwrap();
+            (memory.limit, memory.swap.unwrap().raw_limit)
+        };
+        assert_eq!(limits("8192"), (None, Some(8192)));
+        assert_eq!(limits("9223372036854771712"), (None, None), "not even looked for");
     }
 
     #[test]
