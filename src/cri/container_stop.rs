@@ -86,12 +86,12 @@ pub async fn kill(node: &Arc<Node>, container: &Arc<Container>) -> Result<(), Er
     if ended.is_ok() {
         Shim::put_down(&container.id, &bundle).await;
     }
-    if tokio::time::timeout(ANSWER, container.ended()).await.is_ok() {
-        return Ok(());
-    }
     let recorded = async {
+        let heard = tokio::time::timeout(ANSWER, container.ended()).await.is_ok();
         // Who waits for the shim lets go of it when the end is heard of and being recorded.
-        if container.shim().is_some()
+        if !heard
+            && ended.is_ok()
+            && container.shim().is_some()
             && let Err(error) = Shim::connect(&container.id, &bundle).await
         {
             tracing::error!(container = %container.id, %error, "nobody said that it ended: what its shim left is taken for it");
