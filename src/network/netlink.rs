@@ -149,7 +149,8 @@ impl Netlink {
     }
 
     /// Keeps a link from making itself an IPv6 address when it is set up: a port
-    /// of a bridge needs none. (Kernels refuse this at the link's creation.)
+    /// of a bridge needs none, nor a pod that was given none. (Kernels refuse this at the
+    /// link's creation.)
     pub fn set_no_own_address(&mut self, name: &str, index: u32) -> Result<(), Error> {
         let mut message = LinkMessage::default();
         message.header.index = index;

@@ -357,13 +357,10 @@ fn enter() -> Result<PodEnd, Error> {
     let ipv6 = ipv6_enabled()?;
     if ipv6 {
         // A neighbour on the bridge must not become the pod's router by an
-        // advertisement (CVE-2020-10749). Nobody else has the pod's addresses, which are
-        // made of what the records gave it: no use to ask all pods for a second.
-        for name in ["accept_ra", "accept_dad"] {
-            let accept = sysctl_path(&["net", "ipv6", "conf", "default", name]);
-            if read_sysctl(&accept)?.as_deref() == Some("1") {
-                write_sysctl(&accept, "0")?;
-            }
+        // advertisement (CVE-2020-10749).
+        let accept = sysctl_path(&["net", "ipv6", "conf", "default", "accept_ra"]);
+        if read_sysctl(&accept)?.as_deref() == Some("1") {
+            write_sysctl(&accept, "0")?;
         }
     }
     let netlink = Netlink::open()?;
