@@ -68,9 +68,3 @@ pub fn open_folder(path: &Path) -> Result<Option<OwnedFd>> {
         Err(errno) => Err(error("open", path, errno)),
     }
 }
-
-/// The number behind `key` in lines of "key value".
-pub fn keyed(text: &str, key: &str) -> Option<u64> {
-    text.lines()
-        .find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
-}

@@ -77,15 +77,21 @@ impl Layout {
     /// Takes what [`Layout::told`] has said of this machine; nothing when it said nothing,
     /// or when they are known.
     pub fn know(told: &[plan::Hierarchy]) {
-        let known = |one: &plan::Hierarchy| Hierarchy {
+        if !told.is_empty() {
+            let _ = LAYOUT.set(Self::heard(told));
+        }
+    }
+
+    /// The inverse of [`Layout::told`].
+    fn heard(told: &[plan::Hierarchy]) -> Self {
+        let heard = |one: &plan::Hierarchy| Hierarchy {
             root: one.root.clone().into(),
             name: one.name.clone(),
             controllers: one.controllers.clone(),
             version: if one.v2 { Version::V2 } else { Version::V1 },
         };
-        if !told.is_empty() {
-            let hierarchies = told.iter().map(known).collect();
-            let _ = LAYOUT.set(Layout { hierarchies });
+        Self {
+            hierarchies: told.iter().map(heard).collect(),
         }
     }
 
@@ -236,7 +242,6 @@ mod tests {
         assert!(layout.hierarchies[1].controllers.is_empty());
         assert_eq!(layout.hierarchies[2].root, Path::new("/with space"));
         assert!(layout.hierarchies[3].is_v2());
-        assert_eq!(layout.told()[3].root, "/sys/fs/cgroup/unified");
-        assert!(layout.told()[3].v2 && !layout.told()[0].v2);
+        assert_eq!(Layout::heard(&layout.told()), layout);
     }
 }

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use super::{Cgroup, Hierarchy, files};
+use super::{Cgroup, Hierarchy, files, stats::Keyed};
 
 /// An OOM kill in a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -195,7 +195,7 @@ impl Files {
             let full = most.is_some() && most >= number("memory.memsw.limit_in_bytes");
             let failures = number("memory.failcnt")? + number("memory.memsw.failcnt").unwrap_or(0);
             return Some(Counts {
-                kills: files::keyed(&self.text("memory.oom_control")?, "oom_kill").unwrap_or(0),
+                kills: Keyed::new(&self.text("memory.oom_control")?).of("oom_kill"),
                 at_limit: failures + u64::from(full),
                 at_limit_below: 0,
             });
@@ -209,7 +209,7 @@ impl Files {
             Version::V2Above => self.text("memory.events.local"),
             _ => None,
         };
-        let count = |text: &str, key| files::keyed(text, key).unwrap_or(0);
+        let count = |text: &str, key| Keyed::new(text).of(key);
         Some(Counts {
             kills: count(&events, "oom_kill"),
             at_limit: count(local.as_ref().unwrap_or(&events), "oom"),

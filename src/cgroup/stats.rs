@@ -249,10 +249,7 @@ impl Folder {
                     // The kernel writes such a file in one go: it gives less than there is
                     // room for only at the end.
                     if count < buffer.len() {
-                        let lossy = |text: Vec<u8>| String::from_utf8_lossy(&text).into_owned();
-                        return Ok(Some(
-                            String::from_utf8(text).unwrap_or_else(|e| lossy(e.into_bytes())),
-                        ));
+                        return Ok(Some(String::from_utf8_lossy(&text).into_owned()));
                     }
                 }
                 Err(Errno::INTR) => {}
