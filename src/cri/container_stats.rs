@@ -63,13 +63,13 @@ where
     while !all.is_empty() {
         let rest = all.split_off(share.min(all.len()));
         let (part, work) = (std::mem::replace(&mut all, rest), work.clone());
-        shares.push(tokio::spawn(blocking(move || {
-            Ok(part.iter().map(work).collect::<Vec<_>>())
-        })));
+        shares.push(tokio::task::spawn_blocking(move || {
+            part.iter().map(work).collect::<Vec<_>>()
+        }));
     }
     let mut done = Vec::new();
     for share in shares {
-        done.extend(share.await.map_err(broken)??);
+        done.extend(share.await.map_err(broken)?);
     }
     Ok(done)
 }
