@@ -10,6 +10,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     prost_build::Config::new()
         .compile_well_known_types()
         .extern_path(".google.protobuf.Empty", "()")
+        // One program, however many processes have it.
+        .bytes([".berth.plan.v1.Process.seccomp"])
         .compile_fds(shim)?;
 
     #[cfg(feature = "agent")]

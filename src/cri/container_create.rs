@@ -149,6 +149,8 @@ async fn make(
         pid: 0,
         resources: None,
         runtime,
+        // Until its spec is made.
+        later_hooks: true,
         timeline: Timeline::default(),
     };
     let container = Arc::new(Container::new(
@@ -316,6 +318,7 @@ async fn acquire(
     let created = container.advance(&node.store, ContainerEvent::Made, |record| {
         record.pid = pid;
         record.stop_signal = built.stop_signal;
+        record.later_hooks = built.spec.hooks().is_some();
         record.log_path = built.log_path.unwrap_or_default();
         record.uid = number(user.uid);
         record.gid = number(user.gid);

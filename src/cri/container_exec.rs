@@ -115,10 +115,14 @@ pub fn process(
     if container.state() != ContainerState::Running {
         return Err(not_running(container));
     }
-    let spec = bundle::read_spec(node, id)?;
-    let made = match container.record().runtime {
-        Some(_) => spec::oci_exec_process(&spec, cmd, tty),
-        None => spec::exec_process(&spec, cmd, tty),
+    let made = if container.has_oci_runtime() {
+        spec::oci_exec_process(&bundle::read_spec(node, id)?, cmd, tty)
+    } else {
+        let read = || {
+            let spec = bundle::read_spec(node, id)?;
+            spec::exec_template(&spec).step("container", id, "prepare a command")
+        };
+        spec::exec_process(&*container.exec_template(read)?, cmd, tty)
     };
     made.step("container", id, "prepare a command")
 }

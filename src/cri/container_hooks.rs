@@ -16,8 +16,9 @@ pub enum When {
 
 /// Waits until the hooks have ended; each has its time limit.
 pub async fn run(node: &Arc<Node>, container: &Arc<Container>, when: When) {
+    let record = container.record();
     // An OCI runtime runs all hooks itself.
-    if container.record().runtime.is_some() {
+    if record.runtime.is_some() || !record.later_hooks {
         return;
     }
     // No spec: it never came that far, or a reboot took it.
@@ -38,7 +39,7 @@ pub async fn run(node: &Arc<Node>, container: &Arc<Container>, when: When) {
     if list.is_empty() {
         return;
     }
-    let pid = i32::try_from(container.record().pid).unwrap_or(0);
+    let pid = i32::try_from(record.pid).unwrap_or(0);
     let folder = node.paths.bundle(&container.id);
     let state = launcher::hook_state(&container.id, status, pid, &folder, &hooks.annotations);
     let id = container.id.clone();

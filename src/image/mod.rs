@@ -66,7 +66,7 @@ pub use pull::Pull;
 
 use crate::{
     config::Config,
-    store::{Store, images as records},
+    store::{Store, Transaction, images as records},
 };
 use catalog::Catalog;
 use check::Checks;
@@ -329,17 +329,17 @@ impl Images {
     /// given twice).
     pub fn use_layers(&self, image_id: &str, container_id: &str) -> Result<Vec<PathBuf>, Error> {
         let numbers = self.inner.store.write("use layers", |t| {
-            let present = records::images(t)?.iter().any(|image| image.id == image_id);
             let mut numbers: Vec<u64> = Vec::new();
-            for row in records::image_layers(t, image_id)?.into_iter().rev() {
-                if !numbers.contains(&row.number) {
-                    numbers.push(row.number);
-                    records::insert_use(t, container_id, row.number)?;
+            for (number, opaque) in records::layers_below(t, image_id)? {
+                if !numbers.contains(&number) {
+                    numbers.push(number);
+                    records::insert_use(t, container_id, number)?;
                 }
-                if row.opaque {
+                if opaque {
                     break;
                 }
             }
+            let present = !numbers.is_empty() || records::is_image(t, image_id)?;
             Ok(present.then_some(numbers))
         })?;
         let numbers = numbers.ok_or_else(|| Error::NotFound {
@@ -353,9 +353,8 @@ impl Images {
 
     /// The container no longer stands on layers; those that nobody else needs go.
     pub fn release_layers(&self, container_id: &str) -> Result<(), Error> {
-        let unused = self.inner.store.write("release layers", |t| {
-            Ok(records::delete_uses(t, container_id)? > 0 && !records::unused_layers(t)?.is_empty())
-        })?;
+        let release = |t: &Transaction<'_>| records::delete_uses(t, container_id);
+        let unused = self.inner.store.write("release layers", release)?;
         if unused {
             self.inner.collect();
         }

@@ -64,7 +64,7 @@ pub fn prepare(process: &proto::Process, user: Option<&Ranges>) -> Result<Prepar
     let args = strings("process.args", process.args.iter().map(String::as_bytes))?;
     let env = strings("process.env", process.env.iter().map(Vec::as_slice))?;
     let cwd = if process.cwd.is_empty() { "/" } else { &process.cwd };
-    let seccomp = match process.seccomp.as_slice() {
+    let seccomp = match process.seccomp.as_ref() {
         [] => None,
         bytes => Some(Program::parse(bytes, process.seccomp_flags).ok_or_else(|| {
             Error::plan("process.seccomp", format!("{} bytes are no program", bytes.len()))
@@ -308,7 +308,7 @@ mod tests {
         );
         assert!(
             wrong(proto::Process {
-                seccomp: vec![1; 9],
+                seccomp: vec![1; 9].into(),
                 ..good()
             })
             .contains("9 bytes")

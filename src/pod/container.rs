@@ -17,7 +17,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use prost::Message;
@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use super::{Error, Samples, Timeline, Told, recorded::Recorded};
 use crate::{
-    proto::cri,
+    proto::{cri, plan::Process},
     runtime::{OciRuntime, Shim},
     store::{PodRow, Store},
 };
@@ -148,9 +148,17 @@ pub struct ContainerRecord {
     /// The OCI runtime that makes it; absent: the launcher does.
     #[serde(default)]
     pub runtime: Option<OciRuntime>,
+    /// Whether its spec has hooks that berthd runs later. Of records that do not tell, the
+    /// spec is read.
+    #[serde(default = "perhaps")]
+    pub later_hooks: bool,
     /// What its creation and start took.
     #[serde(default)]
     pub timeline: Timeline,
+}
+
+fn perhaps() -> bool {
+    true
 }
 
 /// A container of this node.
@@ -171,6 +179,8 @@ pub struct Container {
     shim: Mutex<Option<Shim>>,
     /// The request that made it, as it was asked: a retry is told by it from another request.
     config: Arc<cri::ContainerConfig>,
+    /// What its execs have in common: nothing that an update changes.
+    exec_template: OnceLock<Arc<Process>>,
     /// True once the exit is recorded.
     ended: watch::Sender<bool>,
 }
@@ -195,6 +205,7 @@ impl Container {
             record: Recorded::new(record),
             shim: Mutex::new(None),
             config: config.into(),
+            exec_template: OnceLock::new(),
             ended,
         }
     }
@@ -249,6 +260,20 @@ impl Container {
         updated.or_else(|| self.config.linux.as_ref()?.resources.clone())
     }
 
+    /// Whether an OCI runtime makes it, and not the launcher.
+    pub fn has_oci_runtime(&self) -> bool {
+        self.record.show().runtime.is_some()
+    }
+
+    /// What its execs have in common; `read` says it the first time.
+    pub fn exec_template<E>(&self, read: impl FnOnce() -> Result<Process, E>) -> Result<Arc<Process>, E> {
+        if let Some(known) = self.exec_template.get() {
+            return Ok(known.clone());
+        }
+        let made = Arc::new(read()?);
+        Ok(self.exec_template.get_or_init(|| made).clone())
+    }
+
     /// Its shim, while there is one.
     pub fn shim(&self) -> Option<Shim> {
         self.shim.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -277,8 +302,9 @@ impl Container {
         store: &Store,
         change: impl FnOnce(&mut ContainerRecord) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.record
-            .change(change, |record| Ok(store.put_container(&self.row(record)?)?))
+        self.record.change(change, |record| {
+            Ok(store.put_container(&self.id, &self.json(record)?)?)
+        })
     }
 
     /// Moves to the state after `event`, and applies `change` with it.
@@ -323,22 +349,21 @@ impl Container {
 
     /// Records a container that is new.
     pub fn record_new(&self, store: &Store) -> Result<(), Error> {
-        let row = self.row(&self.record.show())?;
-        Ok(store.put_container(&row)?)
-    }
-
-    fn row(&self, record: &ContainerRecord) -> Result<PodRow, Error> {
-        let record = serde_json::to_string(record).map_err(|e| Error::Damaged {
-            what: "container",
-            id: self.id.clone(),
-            message: e.to_string(),
-        })?;
-        Ok(PodRow {
+        let record = self.json(&self.record())?;
+        Ok(store.add_container(&PodRow {
             id: self.id.clone(),
             name: self.name.clone(),
             sandbox: self.sandbox.clone(),
             record,
             config: self.config.encode_to_vec(),
+        })?)
+    }
+
+    fn json(&self, record: &ContainerRecord) -> Result<String, Error> {
+        serde_json::to_string(record).map_err(|e| Error::Damaged {
+            what: "container",
+            id: self.id.clone(),
+            message: e.to_string(),
         })
     }
 }

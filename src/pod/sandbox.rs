@@ -222,8 +222,9 @@ impl Sandbox {
         store: &Store,
         change: impl FnOnce(&mut SandboxRecord) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        self.record
-            .change(change, |record| Ok(store.put_sandbox(&self.row(record)?)?))
+        self.record.change(change, |record| {
+            Ok(store.put_sandbox(&self.id, &self.json(record)?)?)
+        })
     }
 
     /// Moves to the state after `event`, and applies `change` with it.
@@ -248,22 +249,21 @@ impl Sandbox {
 
     /// Records a sandbox that is new.
     pub fn record_new(&self, store: &Store) -> Result<(), Error> {
-        let row = self.row(&self.record.show())?;
-        Ok(store.put_sandbox(&row)?)
-    }
-
-    fn row(&self, record: &SandboxRecord) -> Result<PodRow, Error> {
-        let record = serde_json::to_string(record).map_err(|e| Error::Damaged {
-            what: "sandbox",
-            id: self.id.clone(),
-            message: e.to_string(),
-        })?;
-        Ok(PodRow {
+        let record = self.json(&self.record())?;
+        Ok(store.add_sandbox(&PodRow {
             id: self.id.clone(),
             name: self.name.clone(),
             sandbox: String::new(),
             record,
             config: self.config.encode_to_vec(),
+        })?)
+    }
+
+    fn json(&self, record: &SandboxRecord) -> Result<String, Error> {
+        serde_json::to_string(record).map_err(|e| Error::Damaged {
+            what: "sandbox",
+            id: self.id.clone(),
+            message: e.to_string(),
         })
     }
 }

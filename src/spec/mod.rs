@@ -12,6 +12,7 @@
 //! called by name.
 
 pub mod apparmor;
+mod bpf;
 mod build;
 mod capability;
 mod cdi;
@@ -33,6 +34,7 @@ mod process;
 mod propagation;
 mod resources;
 mod seccomp;
+mod seccomp_compact;
 mod seccomp_compile;
 mod seccomp_prelude;
 mod selinux;
@@ -59,7 +61,7 @@ use crate::{
 pub use self::{
     build::{build, sandbox_plan},
     error::Error,
-    exec::{exec_process, oci_exec_process},
+    exec::{exec_process, exec_template, oci_exec_process},
     hooks::{LaterHooks, later_hooks},
     host::Host,
     mounts::prepare_host_paths,

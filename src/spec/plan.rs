@@ -255,11 +255,8 @@ pub(super) fn process_of(process: &Process, spec: &Spec) -> Result<wire::Process
         groups: user.additional_gids().clone().unwrap_or_default(),
         capabilities: Some(capability::plan(process.capabilities().as_ref())),
         no_new_privs: process.no_new_privileges().unwrap_or(false),
-        seccomp: program
-            .as_ref()
-            .map(|program| program.bytes.clone())
-            .unwrap_or_default(),
         seccomp_flags: program.as_ref().map_or(0, |program| program.flags),
+        seccomp: program.map(|program| program.bytes).unwrap_or_default(),
         rlimits: process
             .rlimits()
             .iter()

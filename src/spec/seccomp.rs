@@ -8,6 +8,7 @@ use std::{
     fs,
     io::Read,
     path::{Component, Path, PathBuf},
+    sync::LazyLock,
 };
 
 use oci_spec::runtime::{
@@ -22,7 +23,9 @@ use super::{
 use crate::proto::cri::{LinuxContainerSecurityContext, SecurityProfile, security_profile::ProfileType};
 
 /// The default profile: the calls that ordinary programs need, as in the other runtimes.
-const DEFAULT_PROFILE: &str = include_str!("seccomp_default.json");
+/// Read once: reading it takes longer than a container's whole spec otherwise does.
+static DEFAULT_PROFILE: LazyLock<Result<Profile, String>> =
+    LazyLock::new(|| Profile::read(include_str!("seccomp_default.json")));
 
 /// A profile larger than this is not one.
 const MAX_PROFILE_BYTES: u64 = 4 << 20;
@@ -51,21 +54,28 @@ pub(super) fn of_request(
         return Ok(None);
     }
     let (field, choice) = choose(context)?;
-    let (name, text) = match choice {
+    let rules = |profile: &Profile| profile.resolve(bounding, host.kernel);
+    let (name, rules) = match choice {
         Choice::Unconfined => return Ok(None),
-        Choice::Default => ("default".to_owned(), DEFAULT_PROFILE.to_owned()),
+        Choice::Default => {
+            let known = DEFAULT_PROFILE.as_ref().map_err(Clone::clone);
+            ("default".to_owned(), known.and_then(rules))
+        }
         Choice::File(reference) => {
             let path = locate(&reference, &host.seccomp_profile_root)
                 .map_err(|message| Error::invalid(field, format!("{reference:?} {message}")))?;
-            (path.display().to_string(), read(&path)?)
+            let text = read(&path)?;
+            let read = Profile::read(&text);
+            (
+                path.display().to_string(),
+                read.and_then(|profile| rules(&profile)),
+            )
         }
     };
-    let wrong = |message: String| Error::Seccomp {
-        profile: name.clone(),
+    rules.map(Some).map_err(|message| Error::Seccomp {
+        profile: name,
         message,
-    };
-    let profile: Profile = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-    profile.resolve(bounding, host.kernel).map(Some).map_err(wrong)
+    })
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -193,6 +203,10 @@ struct Condition {
 }
 
 impl Profile {
+    fn read(text: &str) -> Result<Profile, String> {
+        serde_json::from_str(text).map_err(|e| e.to_string())
+    }
+
     /// The rules that apply to a container with these capabilities on this kernel.
     fn resolve(&self, bounding: u64, kernel: (u32, u32)) -> Result<LinuxSeccomp, String> {
         if self.listener_path.as_ref().is_some_and(|path| !path.is_empty()) {

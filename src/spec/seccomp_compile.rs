@@ -1,24 +1,24 @@
 //! Seccomp rules to the program that the kernel runs.
 //!
 //! libseccomp compiles; ahead of its program stands a short one of our own, see
-//! `seccomp_prelude.rs`. With the default profile that takes some milliseconds and
-//! gives 1,300 instructions for three architectures, so programs are kept.
+//! `seccomp_prelude.rs`, and both together are made smaller (`seccomp_compact.rs`). With
+//! the default profile that takes some milliseconds, so programs are kept.
 
 use std::{
-    collections::HashMap,
+    collections::VecDeque,
     fs::File,
     io::{Read, Seek},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
+use bytes::Bytes;
 use libseccomp::{ScmpAction, ScmpArch, ScmpArgCompare, ScmpCompareOp, ScmpFilterContext, ScmpSyscall};
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
     LinuxSyscall,
 };
-use sha2::{Digest, Sha256};
 
-use super::{Error, seccomp_prelude::Prelude};
+use super::{Error, bpf::Instruction, seccomp_compact::compact, seccomp_prelude::Prelude};
 
 /// The most instructions that the kernel takes, BPF_MAXINSNS.
 const MAX_INSTRUCTIONS: usize = 4096;
@@ -27,36 +27,40 @@ const MAX_CACHED: usize = 64;
 const EPERM: i32 = 1;
 
 /// A program and the flags to load it with.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Program {
     /// An array of struct sock_filter.
-    pub bytes: Vec<u8>,
+    pub bytes: Bytes,
     /// SECCOMP_FILTER_FLAG_*
     pub flags: u32,
 }
 
-static CACHE: Mutex<Option<HashMap<[u8; 32], Arc<Program>>>> = Mutex::new(None);
+/// What rules were compiled to, the latest first.
+static CACHE: Mutex<VecDeque<(LinuxSeccomp, Program)>> = Mutex::new(VecDeque::new());
 
 /// Compiles the rules of a spec, or finds what equal rules compiled to. Nobody
 /// waits for another's compilation: two at the same time come to the same.
-pub(super) fn compile(rules: &LinuxSeccomp) -> Result<Arc<Program>, Error> {
-    let text = serde_json::to_vec(rules).map_err(|e| Error::spec("linux.seccomp", e.to_string()))?;
-    let key: [u8; 32] = Sha256::digest(text).into();
-    let cache = || CACHE.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = cache().get_or_insert_default().get(&key) {
-        return Ok(Arc::clone(known));
+pub(super) fn compile(rules: &LinuxSeccomp) -> Result<Program, Error> {
+    if let Some(known) = known(rules) {
+        return Ok(known);
     }
-    let program = Arc::new(Program {
-        bytes: program(rules)?,
+    let program = Program {
+        bytes: program(rules)?.into(),
         flags: flags(rules)?,
-    });
-    let mut kept = cache();
-    let kept = kept.get_or_insert_default();
-    if kept.len() >= MAX_CACHED {
-        kept.clear();
-    }
-    kept.insert(key, Arc::clone(&program));
+    };
+    let mut kept = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    kept.truncate(MAX_CACHED - 1);
+    kept.push_front((rules.clone(), program.clone()));
     Ok(program)
+}
+
+fn known(rules: &LinuxSeccomp) -> Option<Program> {
+    let mut kept = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    let place = kept.iter().position(|one| one.0 == *rules)?;
+    let found = kept.remove(place)?;
+    let program = found.1.clone();
+    kept.push_front(found);
+    Some(program)
 }
 
 /// No list means SPEC_ALLOW: the kernel's default against speculation is too slow
@@ -77,6 +81,18 @@ fn flags(rules: &LinuxSeccomp) -> Result<u32, Error> {
 }
 
 fn program(rules: &LinuxSeccomp) -> Result<Vec<u8>, Error> {
+    let code = compact(both(rules)?);
+    if code.len() > MAX_INSTRUCTIONS {
+        return Err(Error::Seccomp {
+            profile: "of the container".into(),
+            message: format!("{} instructions, the kernel takes {MAX_INSTRUCTIONS}", code.len()),
+        });
+    }
+    Ok(code.iter().flat_map(Instruction::bytes).collect())
+}
+
+/// Our program and the library's.
+fn both(rules: &LinuxSeccomp) -> Result<Vec<Instruction>, Error> {
     let default = action(rules.default_action(), rules.default_errno_ret())?;
     let mut filter = ScmpFilterContext::new(default).map_err(library("start a filter"))?;
     // A tree instead of a list of comparisons: the time of a call is that of 7, not of 300.
@@ -103,21 +119,12 @@ fn program(rules: &LinuxSeccomp) -> Result<Vec<u8>, Error> {
             }
         }
     }
-    let mut bytes = prelude.finish();
-    bytes.extend(export(&filter)?);
-    if bytes.len() / 8 > MAX_INSTRUCTIONS {
-        return Err(Error::Seccomp {
-            profile: "of the container".into(),
-            message: format!(
-                "{} instructions, the kernel takes {MAX_INSTRUCTIONS}",
-                bytes.len() / 8
-            ),
-        });
-    }
-    Ok(bytes)
+    let mut code = prelude.finish();
+    code.extend(export(&filter)?);
+    Ok(code)
 }
 
-fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>, Error> {
+fn export(filter: &ScmpFilterContext) -> Result<Vec<Instruction>, Error> {
     let step = "export the seccomp program to";
     let memory = rustix::fs::memfd_create("seccomp", rustix::fs::MemfdFlags::CLOEXEC)
         .map_err(|e| Error::io(step, "memfd")(e.into()))?;
@@ -129,7 +136,8 @@ fn export(filter: &ScmpFilterContext) -> Result<Vec<u8>, Error> {
     file.rewind()
         .and_then(|()| file.read_to_end(&mut bytes))
         .map_err(Error::io(step, "memfd"))?;
-    Ok(bytes)
+    let (whole, _) = bytes.as_chunks();
+    Ok(whole.iter().copied().map(Instruction::of_bytes).collect())
 }
 
 /// Adds a rule. Conditions on different arguments must all hold; several on one

@@ -8,7 +8,11 @@
 use libseccomp::{ScmpAction, ScmpSyscall};
 use oci_spec::runtime::{LinuxSeccomp, LinuxSeccompAction, LinuxSyscall};
 
-use super::{Error, seccomp_compile::Machine};
+use super::{
+    Error,
+    bpf::{ARCH, Instruction, JA, JEQ, JGE, JGT, NUMBER},
+    seccomp_compile::Machine,
+};
 
 /// Calls that libseccomp 2.5 does not know, with the number that all architectures
 /// share since Linux 5.1; kernel 5.18 to 6.18.
@@ -105,7 +109,7 @@ impl Prelude {
         Ok(())
     }
 
-    pub fn finish(self) -> Vec<u8> {
+    pub fn finish(self) -> Vec<Instruction> {
         let mut code: Vec<Instruction> = Vec::new();
         if self.calls.is_empty() && !self.stub {
             return Vec::new();
@@ -143,7 +147,7 @@ impl Prelude {
                 instruction.value = u32::try_from(length - place - 1).unwrap_or(u32::MAX);
             }
         }
-        code.iter().flat_map(Instruction::bytes).collect()
+        code
     }
 }
 
@@ -168,49 +172,5 @@ fn verdict(act: ScmpAction) -> u32 {
         ScmpAction::Allow => 0x7fff_0000,
         // Of a thread, and of any action that a later libseccomp may add.
         _ => 0,
-    }
-}
-
-/// Offsets in struct seccomp_data.
-const NUMBER: u32 = 0;
-const ARCH: u32 = 4;
-/// Classic BPF, uapi/linux/bpf_common.h.
-const LOAD: u16 = 0x20;
-const JA: u16 = 0x05;
-const JEQ: u16 = 0x15;
-const JGT: u16 = 0x25;
-const JGE: u16 = 0x35;
-const RETURN: u16 = 0x06;
-
-/// struct sock_filter
-struct Instruction {
-    code: u16,
-    yes: u8,
-    no: u8,
-    value: u32,
-}
-
-impl Instruction {
-    fn load(offset: u32) -> Instruction {
-        Instruction::jump(LOAD, offset, 0, 0)
-    }
-
-    fn jump(code: u16, value: u32, yes: u8, no: u8) -> Instruction {
-        Instruction { code, yes, no, value }
-    }
-
-    /// To the library's program; the distance is filled in at the end.
-    fn to_end() -> Instruction {
-        Instruction::jump(JA, 0, 0, 0)
-    }
-
-    fn give(verdict: u32) -> Instruction {
-        Instruction::jump(RETURN, verdict, 0, 0)
-    }
-
-    fn bytes(&self) -> [u8; 8] {
-        let [a, b] = self.code.to_ne_bytes();
-        let [w, x, y, z] = self.value.to_ne_bytes();
-        [a, b, self.yes, self.no, w, x, y, z]
     }
 }

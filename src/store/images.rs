@@ -4,9 +4,11 @@
 //! a [`Transaction`] are steps of one that the caller opened, durable or not.
 
 use rusqlite::{
-    Connection, OptionalExtension as _, Row, Transaction, params,
+    Connection, OptionalExtension as _, Row, params,
     types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef},
 };
+
+use super::Transaction;
 
 /// A count as SQLite keeps it: in 63 bits, more is an error.
 struct Count(u64);
@@ -83,6 +85,13 @@ pub fn images(connection: &Connection) -> rusqlite::Result<Vec<ImageRow>> {
         });
     }
     Ok(found)
+}
+
+/// Whether there is an image of this id.
+pub fn is_image(connection: &Connection, id: &str) -> rusqlite::Result<bool> {
+    connection
+        .prepare_cached("SELECT 1 FROM images WHERE id = ?1")?
+        .exists([id])
 }
 
 /// The image that a name stands for, and the digest that it was resolved to.
@@ -177,6 +186,17 @@ pub fn image_layers(connection: &Connection, image: &str) -> rusqlite::Result<Ve
             " FROM image_layers JOIN layers ON number = layer WHERE image = ?1 ORDER BY position",
         ))?
         .query_map([image], layer)?
+        .collect()
+}
+
+/// Numbers of an image's layers, top first, and whether each hides all that is below it.
+pub fn layers_below(connection: &Connection, image: &str) -> rusqlite::Result<Vec<(u64, bool)>> {
+    connection
+        .prepare_cached(
+            "SELECT number, opaque FROM image_layers JOIN layers ON number = layer
+             WHERE image = ?1 ORDER BY position DESC",
+        )?
+        .query_map([image], |row| Ok((count(row, 0)?, row.get(1)?)))?
         .collect()
 }
 
@@ -298,10 +318,18 @@ pub fn insert_use(t: &Transaction<'_>, container: &str, layer: u64) -> rusqlite:
     Ok(())
 }
 
-/// How many layers the container no longer holds.
-pub fn delete_uses(t: &Transaction<'_>, container: &str) -> rusqlite::Result<usize> {
+/// The container holds no layer any more. Whether there is one that nobody holds then.
+pub fn delete_uses(t: &Transaction<'_>, container: &str) -> rusqlite::Result<bool> {
+    let last = t
+        .prepare_cached(
+            "SELECT 1 FROM layer_uses AS mine WHERE container = ?1
+               AND NOT EXISTS (SELECT 1 FROM image_layers WHERE layer = mine.layer)
+               AND NOT EXISTS (SELECT 1 FROM layer_uses WHERE layer = mine.layer AND container <> ?1)",
+        )?
+        .exists([container])?;
     t.prepare_cached("DELETE FROM layer_uses WHERE container = ?1")?
-        .execute([container])
+        .execute([container])?;
+    Ok(last)
 }
 
 /// The containers that hold layers.

@@ -11,6 +11,7 @@
 
 pub mod network;
 mod pods;
+mod transaction;
 
 use std::{
     fmt,
@@ -18,13 +19,13 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError, TryLockError},
 };
 
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags};
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
     task::block_in_place,
 };
 
-pub use self::pods::PodRow;
+pub use self::{pods::PodRow, transaction::Transaction};
 use crate::{
     failpoint,
     kind::{HasKind, Kind},
@@ -100,7 +101,7 @@ impl Store {
                  PRAGMA foreign_keys = OFF; PRAGMA cache_size = -512; PRAGMA busy_timeout = 5000;",
             )
             .map_err(open)?;
-        connection.set_prepared_statement_cache_capacity(32);
+        connection.set_prepared_statement_cache_capacity(48);
         migrate(path, &mut connection)?;
         connection
             .execute_batch("PRAGMA foreign_keys = ON")
@@ -174,7 +175,7 @@ impl Store {
         f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, Error> {
         failpoint::reach_part("before", step);
-        let done = aside(|| transact(&mut self.connection(), f));
+        let done = aside(|| transact(&self.connection(), f));
         let done = done.map_err(|source| Error::Query { step, source });
         failpoint::reach_part("after", step);
         done
@@ -189,10 +190,10 @@ impl Store {
     ) -> Result<T, Error> {
         failpoint::reach_part("before", step);
         let (done, back) = aside(|| {
-            let mut connection = self.connection();
+            let connection = self.connection();
             let done = connection
                 .execute_batch("PRAGMA synchronous = FULL")
-                .and_then(|()| transact(&mut connection, f));
+                .and_then(|()| transact(&connection, f));
             (done, connection.execute_batch("PRAGMA synchronous = NORMAL"))
         });
         failpoint::reach_part("after", step);
@@ -221,10 +222,10 @@ pub fn lock_aside<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn transact<T>(
-    connection: &mut Connection,
+    connection: &Connection,
     f: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
 ) -> rusqlite::Result<T> {
-    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let transaction = Transaction::begin(connection)?;
     let value = f(&transaction)?;
     transaction.commit()?;
     Ok(value)

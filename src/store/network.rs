@@ -1,8 +1,8 @@
 //! Records of the network: subnets, attachments, addresses, host ports.
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{Error, Store};
+use super::{Error, Store, Transaction};
 
 /// A subnet of the built-in bridge. `family` is 4 or 6.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! The records of sandboxes and containers. Knows rows, not what is in them: the
 //! objects' own state is JSON made by `pod`, the request is protobuf.
 
-use rusqlite::{OptionalExtension, Row, Transaction, params};
+use rusqlite::{OptionalExtension, Row, params};
 
-use super::{Error, Store};
+use super::{Error, Store, Transaction};
 
 /// A row of `sandboxes` or `containers`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,27 +59,41 @@ impl Store {
         })
     }
 
-    /// Adds or replaces a sandbox.
-    pub fn put_sandbox(&self, row: &PodRow) -> Result<(), Error> {
-        self.write("write sandbox", |t| {
+    /// Adds a sandbox.
+    pub fn add_sandbox(&self, row: &PodRow) -> Result<(), Error> {
+        self.write("add sandbox", |t| {
+            t.prepare_cached("INSERT INTO sandboxes (id, name, record, config) VALUES (?1, ?2, ?3, ?4)")?
+                .execute(params![row.id, row.name, row.record, row.config])
+                .map(drop)
+        })
+    }
+
+    /// Adds a container.
+    pub fn add_container(&self, row: &PodRow) -> Result<(), Error> {
+        self.write("add container", |t| {
             t.prepare_cached(
-                "INSERT INTO sandboxes (id, name, record, config) VALUES (?1, ?2, ?3, ?4)
-                 ON CONFLICT (id) DO UPDATE SET record = ?3, config = ?4",
+                "INSERT INTO containers (id, name, record, config, sandbox) VALUES (?1, ?2, ?3, ?4, ?5)",
             )?
-            .execute(params![row.id, row.name, row.record, row.config])
+            .execute(params![row.id, row.name, row.record, row.config, row.sandbox])
             .map(drop)
         })
     }
 
-    /// Adds or replaces a container.
-    pub fn put_container(&self, row: &PodRow) -> Result<(), Error> {
+    /// Writes the record of a sandbox anew; one that is not there is no error.
+    pub fn put_sandbox(&self, id: &str, record: &str) -> Result<(), Error> {
+        self.write("write sandbox", |t| {
+            t.prepare_cached("UPDATE sandboxes SET record = ?2 WHERE id = ?1")?
+                .execute([id, record])
+                .map(drop)
+        })
+    }
+
+    /// Writes the record of a container anew; one that is not there is no error.
+    pub fn put_container(&self, id: &str, record: &str) -> Result<(), Error> {
         self.write("write container", |t| {
-            t.prepare_cached(
-                "INSERT INTO containers (id, name, record, config, sandbox) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT (id) DO UPDATE SET record = ?3, config = ?4",
-            )?
-            .execute(params![row.id, row.name, row.record, row.config, row.sandbox])
-            .map(drop)
+            t.prepare_cached("UPDATE containers SET record = ?2 WHERE id = ?1")?
+                .execute([id, record])
+                .map(drop)
         })
     }
 
@@ -193,15 +207,25 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("berth.db");
         let store = Store::open(&path).unwrap();
-        store.put_sandbox(&row("s", "")).unwrap();
-        store.put_container(&row("c", "s")).unwrap();
+        store.add_sandbox(&row("s", "")).unwrap();
+        store.add_container(&row("c", "s")).unwrap();
         drop(store);
         let store = Store::open(&path).unwrap();
         assert_eq!(store.sandboxes().unwrap(), [row("s", "")]);
         assert_eq!(store.containers().unwrap(), [row("c", "s")]);
+        store.put_sandbox("s", "{1}").unwrap();
+        store.put_container("c", "{2}").unwrap();
+        let changed = |row: PodRow, record: &str| PodRow {
+            record: record.into(),
+            ..row
+        };
+        assert_eq!(store.sandboxes().unwrap(), [changed(row("s", ""), "{1}")]);
+        assert_eq!(store.containers().unwrap(), [changed(row("c", "s"), "{2}")]);
         // A sandbox cannot be forgotten before its containers.
         assert!(store.delete_sandbox("s").is_err());
         store.delete_container("c").unwrap();
+        store.put_container("c", "{3}").unwrap();
+        assert!(store.containers().unwrap().is_empty());
         store.delete_sandbox("s").unwrap();
         store.delete_sandbox("s").unwrap();
         assert!(store.sandboxes().unwrap().is_empty());

@@ -130,7 +130,7 @@ async fn a_layer_without_a_seal_gets_one() {
     let (id, _) = registry.push("x", "v1", &[file("a", b"one")], json!({}));
     let node = Node::new();
     node.pull(&registry.name("x:v1")).await.unwrap();
-    let strip = |t: &rusqlite::Transaction<'_>| t.execute("UPDATE layers SET seal = x''", []).map(drop);
+    let strip = |t: &crate::store::Transaction<'_>| t.execute("UPDATE layers SET seal = x''", []).map(drop);
     node.images.inner.store.write("strip", strip).unwrap();
     check(&node).await;
     assert_eq!(node.images.find(&id).await.unwrap().unwrap().id, id);

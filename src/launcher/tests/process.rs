@@ -124,7 +124,7 @@ fn seccomp_is_loaded_with_and_without_no_new_privs() {
     }
     for no_new_privs in [false, true] {
         let mut container = Container::new("cat /proc/self/status; busybox mkdir /x; echo code $?");
-        container.process().seccomp = no_mkdir();
+        container.process().seccomp = no_mkdir().into();
         container.process().no_new_privs = no_new_privs;
         let (text, _) = container.run();
         assert_eq!(field(&text, "Seccomp"), "2");
@@ -134,7 +134,7 @@ fn seccomp_is_loaded_with_and_without_no_new_privs() {
         );
     }
     let mut container = Container::new("true");
-    container.process().seccomp = vec![0xff; 16];
+    container.process().seccomp = vec![0xff; 16].into();
     let (text, code) = container.fail();
     assert!(text.contains("load the seccomp program"), "{text}");
     assert_eq!(code, 128);

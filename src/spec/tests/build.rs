@@ -115,19 +115,20 @@ fn config_json_round_trips_to_the_same_plan() {
 fn an_exec_is_the_container_with_another_command() {
     let made = typical().build().unwrap();
     let command = ["sh".to_owned(), "-c".to_owned()];
-    let exec = exec_process(&made.spec, &command, true).unwrap();
+    let template = exec_template(&made.spec).unwrap();
+    let exec = exec_process(&template, &command, true).unwrap();
     let init = made.plan.process.unwrap();
     assert_eq!(exec.args, command);
     assert!(exec.terminal && exec.env.contains(&b"TERM=xterm".to_vec()));
-    let mut same = exec_process(&made.spec, &command, false).unwrap();
+    let mut same = exec_process(&template, &command, false).unwrap();
     assert!(!same.terminal);
     same.args.clone_from(&init.args);
     assert_eq!(same, init);
     assert_eq!(
-        exec_process(&made.spec, &[], false).unwrap_err().kind(),
+        exec_process(&template, &[], false).unwrap_err().kind(),
         Kind::InvalidArgument
     );
-    assert!(exec_process(&made.spec, &["a\0".to_owned()], false).is_err());
+    assert!(exec_process(&template, &["a\0".to_owned()], false).is_err());
 }
 
 #[test]
