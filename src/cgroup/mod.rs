@@ -7,6 +7,7 @@
 pub mod convert;
 mod device_bpf;
 mod files;
+mod gauge;
 mod kill;
 mod layout;
 mod oom;
@@ -27,6 +28,7 @@ use rustix::io::Errno;
 
 use crate::proto::plan::Resources;
 
+pub use gauge::Gauge;
 pub use layout::{Hierarchy, Layout};
 pub use oom::{OomKill, OomWatch};
 pub use tree::{is_unused, missing, remove_empty_parents};

@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use super::{Cgroup, Hierarchy, files, stats::Keyed};
+use super::{Cgroup, Hierarchy, files, stats::Keyed, stats_v1::NO_LIMIT};
 
 /// An OOM kill in a cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,13 +190,19 @@ impl Files {
     fn read(&self, held: Option<&File>) -> Option<Counts> {
         if matches!(self.version, Version::V1) {
             let number = |name| self.text(name)?.trim().parse::<u64>().ok();
-            // Linux since 6.16 does not count failures of memory and swap together.
-            let most = number("memory.memsw.max_usage_in_bytes");
-            let full = most.is_some() && most >= number("memory.memsw.limit_in_bytes");
-            let failures = number("memory.failcnt")? + number("memory.memsw.failcnt").unwrap_or(0);
+            // Without a limit of memory there is none of memory and swap either.
+            let at_limit = if self.limit()? < NO_LIMIT {
+                // Linux since 6.16 does not count failures of memory and swap together.
+                let most = number("memory.memsw.max_usage_in_bytes");
+                let full = most.is_some() && most >= number("memory.memsw.limit_in_bytes");
+                let failures = number("memory.failcnt")? + number("memory.memsw.failcnt").unwrap_or(0);
+                failures + u64::from(full)
+            } else {
+                0
+            };
             return Some(Counts {
                 kills: Keyed::new(&self.text("memory.oom_control")?).of("oom_kill"),
-                at_limit: failures + u64::from(full),
+                at_limit,
                 at_limit_below: 0,
             });
         }

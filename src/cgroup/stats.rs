@@ -1,18 +1,6 @@
-//! What a cgroup has used: one pass over its files, each read once and by one call, relative
-//! to the folder's descriptor. Nothing is kept between two calls.
+//! What a cgroup has used, as [`Gauge`](super::Gauge) finds it.
 
-use std::{
-    ffi::CString,
-    os::fd::OwnedFd,
-    path::{Path, PathBuf},
-};
-
-use rustix::{
-    fs::{CWD, Mode, OFlags, openat},
-    io::Errno,
-};
-
-use super::{Error, Hierarchy, Layout, Result, stats_v1, stats_v2, tree};
+use super::{Hierarchy, Result, gauge::Folder};
 
 /// How much is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +15,7 @@ pub enum Detail {
 
 impl Detail {
     /// Whether something is read in that hierarchy.
-    fn needs(self, hierarchy: &Hierarchy) -> bool {
+    pub(super) fn needs(self, hierarchy: &Hierarchy) -> bool {
         let some = |names: &[&str]| names.iter().any(|name| hierarchy.has(name));
         match self {
             Detail::Usage => hierarchy.is_v2() || some(&["cpuacct", "memory"]),
@@ -179,130 +167,6 @@ pub struct Stall {
     pub total: u64,
 }
 
-/// What the cgroup `path` has used; None when it is gone.
-///
-/// # Errors
-/// For a malformed path; the file and the errno.
-pub fn measure(path: &str, detail: Detail) -> Result<Option<Stats>> {
-    tree::check_path(path)?;
-    let layout = Layout::detect()?;
-    let mut v1 = Vec::new();
-    let mut unified = None;
-    for hierarchy in layout.hierarchies.iter().filter(|h| detail.needs(h)) {
-        let Some(folder) = Folder::open(&hierarchy.folder(path))? else {
-            continue;
-        };
-        if hierarchy.is_v2() {
-            unified = Some(folder);
-        } else {
-            v1.push((hierarchy.controllers.as_slice(), folder));
-        }
-    }
-    // With controllers in v1, the v2 hierarchy of a hybrid machine has pressure only.
-    let stats = match unified {
-        Some(folder) if layout.is_pure_v2() => stats_v2::read(&folder, detail)?,
-        unified => stats_v1::read(&v1, unified.as_ref(), detail)?,
-    };
-    // Every cgroup that is there has at least one of them.
-    Ok((stats.cpu.is_some() || stats.memory.is_some()).then_some(stats))
-}
-
-/// An open cgroup folder.
-#[derive(Debug)]
-pub struct Folder {
-    fd: OwnedFd,
-    path: PathBuf,
-}
-
-impl Folder {
-    /// None when it does not exist.
-    pub fn open(path: &Path) -> Result<Option<Folder>> {
-        let found = super::files::open_folder(path)?;
-        Ok(found.map(|fd| Folder {
-            fd,
-            path: path.to_owned(),
-        }))
-    }
-
-    /// The text of a file; None when there is none, when the kernel has it switched
-    /// off, or when the cgroup is being removed.
-    pub fn read(&self, name: &str) -> Result<Option<String>> {
-        let failed = |step, errno| Error::File {
-            step,
-            path: self.path.join(name),
-            errno,
-        };
-        let Ok(file) = CString::new(name) else {
-            return Ok(None);
-        };
-        let fd = match openat(&self.fd, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT | Errno::NODEV) => return Ok(None),
-            Err(errno) => return Err(failed("open", errno)),
-        };
-        let mut text = Vec::new();
-        let mut buffer = [0; 8192];
-        loop {
-            match rustix::io::read(&fd, &mut buffer) {
-                Ok(count) => {
-                    text.extend_from_slice(buffer.get(..count).unwrap_or_default());
-                    // The kernel writes such a file in one go: it gives less than there is
-                    // room for only at the end.
-                    if count < buffer.len() {
-                        return Ok(Some(String::from_utf8_lossy(&text).into_owned()));
-                    }
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::NODEV | Errno::NOENT | Errno::OPNOTSUPP) => return Ok(None),
-                Err(errno) => return Err(failed("read", errno)),
-            }
-        }
-    }
-
-    /// A file with one number; None for "max" too.
-    pub fn number(&self, name: &str) -> Result<Option<u64>> {
-        Ok(self.read(name)?.and_then(|text| text.trim().parse().ok()))
-    }
-
-    /// The names of its files that begin with `start`.
-    pub fn names(&self, start: &str) -> Vec<String> {
-        let open = || {
-            openat(
-                CWD,
-                &self.path,
-                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-                Mode::empty(),
-            )
-        };
-        let Ok(entries) = open().and_then(rustix::fs::Dir::new) else {
-            return Vec::new();
-        };
-        let names = entries
-            .flatten()
-            .map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let mut names: Vec<_> = names.filter(|name| name.starts_with(start)).collect();
-        names.sort();
-        names
-    }
-
-    /// The processes in it and below it.
-    pub fn processes(&self) -> Result<u64> {
-        let mut pids = Vec::new();
-        super::tree::collect_pids(&self.path, &mut pids)?;
-        Ok(pids.len().try_into().unwrap_or(u64::MAX))
-    }
-
-    /// The pressure files, which are of the v2 hierarchy.
-    pub fn pressure(&self) -> Result<PressureSet> {
-        let one = |name: &str| Ok(self.read(name)?.and_then(|text| pressure(&text)));
-        Ok(PressureSet {
-            cpu: one("cpu.pressure")?,
-            memory: one("memory.pressure")?,
-            io: one("io.pressure")?,
-        })
-    }
-}
-
 /// Lines of "key value", looked through once.
 #[derive(Clone, Debug)]
 pub struct Keyed<'a>(Vec<(&'a str, &'a str)>);
@@ -321,6 +185,16 @@ impl<'a> Keyed<'a> {
     pub fn of(&self, key: &str) -> u64 {
         self.get(key).unwrap_or(0)
     }
+}
+
+/// The pressure files, which are of the v2 hierarchy.
+pub(super) fn pressures(folder: &Folder) -> Result<PressureSet> {
+    let one = |name: &str| Ok(folder.read(name)?.and_then(|text| pressure(&text)));
+    Ok(PressureSet {
+        cpu: one("cpu.pressure")?,
+        memory: one("memory.pressure")?,
+        io: one("io.pressure")?,
+    })
 }
 
 /// "some avg10=0.00 avg60=0.00 avg300=0.00 total=0", then the same for "full".
@@ -351,18 +225,8 @@ fn pressure(text: &str) -> Option<Pressure> {
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use super::*;
-
-    /// A folder with these files, as a cgroup has them.
-    pub fn folder(files: &[(&str, &str)]) -> (tempfile::TempDir, Folder) {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            std::fs::write(dir.path().join(name), text).unwrap();
-        }
-        let folder = Folder::open(dir.path()).unwrap().unwrap();
-        (dir, folder)
-    }
 
     #[test]
     fn pressure_is_in_nanoseconds() {
@@ -372,15 +236,6 @@ pub mod tests {
         assert_eq!((found.full.total, found.full.avg300), (7000, 0.01));
         assert!((found.some.avg10 - 97.8).abs() < 1e-9);
         assert_eq!(pressure(""), None);
-    }
-
-    #[test]
-    fn what_is_not_there_is_absent() {
-        let (_dir, folder) = folder(&[("a", "max\n"), ("b", "12\n")]);
-        assert_eq!(folder.read("none").unwrap(), None);
-        assert_eq!(folder.number("a").unwrap(), None);
-        assert_eq!(folder.number("b").unwrap(), Some(12));
-        assert_eq!(folder.names("b"), ["b"]);
     }
 
     #[test]

@@ -3,18 +3,19 @@
 
 use super::{
     Result,
-    stats::{Cpu, CpuLimits, Detail, Disk, Folder, HugePages, Keyed, Memory, Stats, Swap, Tasks},
+    gauge::Folder,
+    stats::{Cpu, CpuLimits, Detail, Disk, HugePages, Keyed, Memory, Stats, Swap, Tasks, pressures},
 };
 
 /// Above this v1 means "no limit": the greatest signed number, rounded to a page.
-const NO_LIMIT: u64 = 1 << 62;
+pub const NO_LIMIT: u64 = 1 << 62;
 
 /// `folders` are those of this cgroup, with their controllers.
-pub fn read(folders: &[(&[String], Folder)], unified: Option<&Folder>, detail: Detail) -> Result<Stats> {
+pub fn read(folders: &[(&[String], &Folder)], unified: Option<&Folder>, detail: Detail) -> Result<Stats> {
     let find = |controller: &str| {
         let mut all = folders.iter();
         let found = all.find(|(controllers, _)| controllers.iter().any(|known| known == controller));
-        found.map(|(_, folder)| folder)
+        found.map(|(_, folder)| *folder)
     };
     let mut stats = Stats::default();
     if let Some(folder) = find("cpuacct") {
@@ -32,7 +33,7 @@ pub fn read(folders: &[(&[String], Folder)], unified: Option<&Folder>, detail: D
         stats.processes = folder.processes()?;
     }
     if let Some(folder) = unified {
-        stats.pressure = folder.pressure()?;
+        stats.pressure = pressures(folder)?;
     }
     if detail != Detail::All {
         return Ok(stats);
@@ -243,7 +244,7 @@ fn huge_pages(folder: &Folder) -> Result<Vec<HugePages>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cgroup::stats::tests::folder;
+    use crate::cgroup::gauge::tests::folder;
 
     const FILES: &[(&str, &str)] = &[
         ("cpuacct.usage", "4500000000\n"),
@@ -290,7 +291,7 @@ mod tests {
         let (_v1, all) = folder(FILES);
         let (_v2, unified) = folder(&[("cpu.pressure", "some avg10=0.00 avg60=0.00 avg300=0.00 total=8\n")]);
         let controllers = ["cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb"].map(String::from);
-        let stats = read(&[(&controllers, all)], Some(&unified), Detail::All).unwrap();
+        let stats = read(&[(&controllers, &all)], Some(&unified), Detail::All).unwrap();
         let cpu = stats.cpu.unwrap();
         assert_eq!(
             (cpu.usage, cpu.user, cpu.system),
@@ -359,7 +360,7 @@ mod tests {
     fn only_what_is_asked_for_is_read() {
         let (_dir, all) = folder(FILES);
         let controllers = ["cpu", "cpuacct", "memory", "pids", "blkio"].map(String::from);
-        let stats = read(&[(&controllers, all)], None, Detail::Usage).unwrap();
+        let stats = read(&[(&controllers, &all)], None, Detail::Usage).unwrap();
         assert!(stats.cpu.is_some() && stats.memory.is_some());
         assert!(stats.disks.is_empty() && stats.tasks.is_none());
     }
@@ -377,7 +378,7 @@ mod tests {
                 ("memory.limit_in_bytes", "9223372036854771712\n"),
                 ("memory.memsw.limit_in_bytes", "8192\n"),
             ]);
-            let stats = read(&[(&["memory".to_owned()], all)], None, Detail::Usage).unwrap();
+            let stats = read(&[(&["memory".to_owned()], &all)], None, Detail::Usage).unwrap();
             let memory = stats.memory.unwrap();
             (memory.limit, memory.swap.unwrap().raw_limit)
         };
@@ -389,7 +390,7 @@ mod tests {
     fn a_controller_that_is_missing_is_absent() {
         let (_dir, bare) = folder(&[("cgroup.procs", "1\n")]);
         let controllers = ["memory".to_owned()];
-        let stats = read(&[(&controllers, bare)], None, Detail::All).unwrap();
+        let stats = read(&[(&controllers, &bare)], None, Detail::All).unwrap();
         assert_eq!((stats.cpu, stats.memory, stats.processes), (None, None, 1));
     }
 }

@@ -2,7 +2,8 @@
 
 use super::{
     Result, convert,
-    stats::{Cpu, CpuLimits, Detail, Disk, Folder, HugePages, Keyed, Memory, Stats, Swap, Tasks},
+    gauge::Folder,
+    stats::{Cpu, CpuLimits, Detail, Disk, HugePages, Keyed, Memory, Stats, Swap, Tasks, pressures},
 };
 
 pub fn read(folder: &Folder, detail: Detail) -> Result<Stats> {
@@ -13,7 +14,7 @@ pub fn read(folder: &Folder, detail: Detail) -> Result<Stats> {
             Detail::Usage => 0,
             Detail::Processes | Detail::All => folder.processes()?,
         },
-        pressure: folder.pressure()?,
+        pressure: pressures(folder)?,
         ..Stats::default()
     };
     if detail == Detail::All {
@@ -183,7 +184,7 @@ fn huge_pages(folder: &Folder) -> Result<Vec<HugePages>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cgroup::stats::tests::folder;
+    use crate::cgroup::gauge::tests::folder;
 
     const FILES: &[(&str, &str)] = &[
         (

@@ -85,6 +85,70 @@ fn killed_one_by_one_where_there_is_no_cgroup_kill() {
 }
 
 #[test]
+fn a_gauge_follows_a_cgroup_that_is_made_anew() {
+    let Some(own) = Own::new() else { return };
+    let gauge = Gauge::default();
+    let processes = || {
+        let found = gauge.measure(own.0.path(), stats::Detail::Processes).unwrap();
+        found.map(|stats| stats.processes)
+    };
+    if processes().is_none() {
+        eprintln!("skipped: no controller counts CPU or memory here");
+        return;
+    }
+    let mut child = sleeper(&own.0);
+    assert_eq!(processes(), Some(1));
+    own.0.kill().unwrap();
+    child.wait().unwrap();
+    own.0.remove().unwrap();
+    assert_eq!(processes(), None);
+    let again = Cgroup::create(own.0.path()).unwrap();
+    assert_eq!(processes(), Some(0));
+    again.remove().unwrap();
+    let _once_more = Cgroup::create(own.0.path()).unwrap();
+    // The files that are open are of the one before.
+    assert_eq!(processes(), Some(0));
+    gauge.close();
+    assert_eq!(processes(), Some(0));
+}
+
+#[test]
+fn who_left_one_hierarchy_is_killed_in_the_others() {
+    let Some(own) = Own::new() else { return };
+    let (Some(first), true) = (own.0.hierarchies.first(), own.0.hierarchies.len() > 1) else {
+        eprintln!("skipped: one hierarchy only");
+        return;
+    };
+    let mut children = [sleeper(&own.0), sleeper(&own.0)];
+    let above = first.folder(own.0.path()).join("../cgroup.procs");
+    std::fs::write(above, children[0].id().to_string()).unwrap();
+    kill::kill_one_by_one(&own.0).unwrap();
+    for child in &mut children {
+        assert!(!child.wait().unwrap().success());
+    }
+}
+
+#[test]
+fn a_cpuset_inherits_through_parents_that_somebody_made() {
+    let Some(own) = Own::new() else { return };
+    let Some(file) = own.v1("cpuset", "cpuset.cpus") else {
+        return;
+    };
+    // Made without CPUs, as by mkdir(1).
+    let bare = own.0.path().to_owned() + "/bare";
+    for hierarchy in own.0.hierarchies {
+        std::fs::create_dir(hierarchy.folder(&bare)).unwrap();
+    }
+    let inner = Cgroup::create(&format!("{bare}/inner")).unwrap();
+    assert!(inner.parents_made().is_empty());
+    let mut child = sleeper(&inner);
+    let cpus = read(file.with_file_name("bare/inner/cpuset.cpus"));
+    assert_eq!(cpus, read(file));
+    inner.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn a_left_over_cgroup_is_made_anew() {
     let Some(own) = Own::new() else { return };
     let Some(file) = own.v1("pids", "pids.max") else {

@@ -81,6 +81,9 @@ fn create_in(path: &str, hierarchy: &Hierarchy, made: &mut Vec<String>) -> Resul
 }
 
 fn create_once(path: &str, hierarchy: &Hierarchy, made: &mut Vec<String>) -> Result<()> {
+    if !hierarchy.is_v2() && create_below(path, hierarchy)? {
+        return Ok(());
+    }
     let mut above = "/";
     for parent in parents(path) {
         if make_folder(&hierarchy.folder(parent))? {
@@ -91,6 +94,22 @@ fn create_once(path: &str, hierarchy: &Hierarchy, made: &mut Vec<String>) -> Res
     }
     make_leaf(path, hierarchy)?;
     prepare(hierarchy, above, path)
+}
+
+/// v1: makes the cgroup when those above it are there and need nothing, as they mostly are.
+/// False: they have to be looked at.
+fn create_below(path: &str, hierarchy: &Hierarchy) -> Result<bool> {
+    match make_leaf(path, hierarchy) {
+        Err(Error::File {
+            errno: Errno::NOENT, ..
+        }) => return Ok(false),
+        made => made?,
+    }
+    if !hierarchy.has("cpuset") {
+        return Ok(true);
+    }
+    let above = parents(path).last().unwrap_or("/");
+    inherit_cpuset(&hierarchy.folder(above), &hierarchy.folder(path))
 }
 
 /// Makes one folder below a cgroup that exists, new: what was left over by a start that was
@@ -130,7 +149,7 @@ fn prepare(hierarchy: &Hierarchy, above: &str, path: &str) -> Result<()> {
     if hierarchy.is_v2() {
         enable_controllers(hierarchy, above)
     } else if hierarchy.has("cpuset") {
-        inherit_cpuset(&hierarchy.folder(above), &hierarchy.folder(path))
+        inherit_cpuset(&hierarchy.folder(above), &hierarchy.folder(path)).map(drop)
     } else {
         Ok(())
     }
@@ -162,16 +181,20 @@ fn enable_controllers(hierarchy: &Hierarchy, above: &str) -> Result<()> {
     Ok(())
 }
 
-/// v1: a cpuset without CPUs or memory nodes takes no process.
-fn inherit_cpuset(above: &Path, folder: &Path) -> Result<()> {
+/// v1: a cpuset without CPUs or memory nodes takes no process. False: the one above has none
+/// to give.
+fn inherit_cpuset(above: &Path, folder: &Path) -> Result<bool> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let own = files::read_if_exists(&folder.join(file))?.unwrap_or_default();
         if own.trim().is_empty() {
             let inherited = files::read_if_exists(&above.join(file))?.unwrap_or_default();
+            if inherited.trim().is_empty() {
+                return Ok(false);
+            }
             files::write(&folder.join(file), inherited.trim())?;
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// Removes the cgroup from every hierarchy; what is gone is no error. Every

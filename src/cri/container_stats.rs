@@ -5,17 +5,23 @@
 //! has its writable layer, which takes up space until it is removed. One whose
 //! cgroup goes away while it is looked at is left out of lists.
 
-use std::{fs, os::unix::fs::MetadataExt, path::Path, sync::Arc};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use super::{error::Error, node::Node, sandbox_list::selects};
 use crate::{
-    cgroup::{
-        self,
-        stats::{Cpu, Detail, Memory, Pressure, Stall, Stats},
-    },
+    cgroup::stats::{Cpu, Detail, Memory, Pressure, Stall, Stats},
     image::usage::usage,
     kind::{HasKind, Kind},
-    pod::{Container, ContainerState, now},
+    pod::{Container, ContainerState, Samples, now},
     proto::cri,
 };
 
@@ -25,6 +31,7 @@ pub async fn stats(
     request: cri::ContainerStatsRequest,
 ) -> Result<cri::ContainerStatsResponse, Error> {
     let container = node.pods.container(&request.container_id)?;
+    close_when_idle(node);
     let at = node.clone();
     let stats = blocking(move || {
         // It ended in between: what is left of it is told.
@@ -41,9 +48,37 @@ pub async fn list(
     filter: Option<cri::ContainerStatsFilter>,
 ) -> Result<Vec<cri::ContainerStats>, Error> {
     let chosen = chosen(node, &filter.unwrap_or_default());
+    close_when_idle(node);
     let at = node.clone();
     let measured = side_by_side(chosen, move |c| measured(&at, c, Detail::Usage)).await?;
     Ok(measured.into_iter().flatten().map(|c| c.stats).collect())
+}
+
+/// How long the files of cgroups stay open when nobody asks: a kubelet asks every ten seconds.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// Whoever is about to measure says so: when nobody has for a while, what is kept open for
+/// the next time is closed.
+pub fn close_when_idle(node: &Arc<Node>) {
+    static WAITS: AtomicBool = AtomicBool::new(false);
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    ASKED.store(true, Ordering::Relaxed);
+    if WAITS.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let node = Arc::downgrade(node);
+    tokio::spawn(async move {
+        while ASKED.swap(false, Ordering::Relaxed) {
+            tokio::time::sleep(IDLE).await;
+        }
+        WAITS.store(false, Ordering::Relaxed);
+        if let Some(node) = node.upgrade() {
+            let containers = node.pods.containers();
+            containers.iter().for_each(|one| one.samples.gauge.close());
+            let sandboxes = node.pods.sandboxes();
+            sandboxes.iter().for_each(|one| one.samples.gauge.close());
+        }
+    });
 }
 
 /// What so few need is sooner done than shared out.
@@ -141,7 +176,12 @@ fn measure(node: &Node, container: &Container, detail: Detail) -> Result<Option<
         }
         ContainerState::Created | ContainerState::Running => {}
     }
-    let Some(counted) = read(&container.id, &record.cgroup, detail)? else {
+    let counted = read(&container.id, &container.samples, &record.cgroup, detail)?;
+    // It may have ended in between, and whoever told that closed nothing yet.
+    if container.state() == ContainerState::Exited {
+        container.samples.gauge.close();
+    }
+    let Some(counted) = counted else {
         return Ok(None);
     };
     let at = now();
@@ -210,9 +250,9 @@ pub fn file_system(node: &Node) -> cri::FilesystemIdentifier {
     }
 }
 
-/// The counters of a cgroup; None when it is gone. Blocks.
-pub fn read(id: &str, path: &str, detail: Detail) -> Result<Option<Stats>, Error> {
-    cgroup::stats::measure(path, detail).map_err(|source| Error::Step {
+/// The counters of an object's cgroup; None when it is gone. Blocks.
+pub fn read(id: &str, samples: &Samples, path: &str, detail: Detail) -> Result<Option<Stats>, Error> {
+    samples.gauge.measure(path, detail).map_err(|source| Error::Step {
         what: "cgroup of",
         id: id.to_owned(),
         step: "read its counters",

@@ -47,7 +47,7 @@ fn of_pod(node: &Node, sandbox: &Sandbox, disks: &mut Disks) -> cri::PodSandboxM
             id: path.clone(),
             ..pod.clone()
         };
-        match container_stats::read(&sandbox.id, &path, Detail::All) {
+        match container_stats::read(&sandbox.id, &sandbox.samples, &path, Detail::All) {
             Ok(Some(counted)) => {
                 let mut values = Values::new(subject, now());
                 values.cgroup(&counted, &mut |major, minor| disks.name(major, minor));
@@ -95,7 +95,9 @@ fn of_container(
     if record.state != ContainerState::Running {
         return Ok(None);
     }
-    let Some(counted) = container_stats::read(&container.id, &record.cgroup, Detail::All)? else {
+    let Some(counted) =
+        container_stats::read(&container.id, &container.samples, &record.cgroup, Detail::All)?
+    else {
         return Ok(None);
     };
     let config = container.config();

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 
 use super::{
-    container_stats::{self, Measured, blocking, number, side_by_side},
+    container_stats::{self, Measured, blocking, close_when_idle, number, side_by_side},
     error::Error,
     node::Node,
     sandbox_list::selects,
@@ -26,6 +26,7 @@ pub async fn stats(
     request: cri::PodSandboxStatsRequest,
 ) -> Result<cri::PodSandboxStatsResponse, Error> {
     let sandbox = node.pods.sandbox(&request.pod_sandbox_id)?;
+    close_when_idle(node);
     let at = node.clone();
     let stats = blocking(move || measure(&at, &sandbox)).await?;
     Ok(cri::PodSandboxStatsResponse { stats: Some(stats) })
@@ -50,6 +51,7 @@ pub async fn list(
             && id.as_ref().is_none_or(|id| *id == sandbox.id)
             && selects(&filter.label_selector, &sandbox.config().labels)
     });
+    close_when_idle(node);
     let at = node.clone();
     let measured = side_by_side(chosen, move |sandbox| {
         let stats = measure(&at, sandbox);
@@ -71,7 +73,7 @@ fn measure(node: &Node, sandbox: &Sandbox) -> Result<cri::PodSandboxStats, Error
         .collect();
     let at = now();
     let mut linux = match own_cgroup(sandbox) {
-        Some(path) => match container_stats::read(&sandbox.id, &path, Detail::Processes)? {
+        Some(path) => match container_stats::read(&sandbox.id, &sandbox.samples, &path, Detail::Processes)? {
             Some(counted) => whole(at, sandbox, &counted),
             // Nothing has run in it yet.
             None => sum(at, &containers),

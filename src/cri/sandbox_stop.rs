@@ -51,6 +51,7 @@ pub async fn halt(node: &Arc<Node>, sandbox: &Arc<Sandbox>) -> Result<(), Error>
     sandbox.advance(&node.store, SandboxEvent::Stopped, |record| {
         record.attachment = None
     })?;
+    sandbox.samples.gauge.close();
     container_events::tell_of_sandbox(node, sandbox, ContainerEventType::ContainerStoppedEvent);
     tracing::info!(sandbox = %sandbox.id, name = %sandbox.name, "sandbox is stopped");
     Ok(())

@@ -341,6 +341,7 @@ impl Container {
             Err(Error::State { .. }) => Ok(false),
             Err(e) => Err(e),
             Ok(()) => {
+                self.samples.gauge.close();
                 self.ended.send_replace(true);
                 Ok(true)
             }

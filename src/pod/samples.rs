@@ -6,6 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::cgroup::Gauge;
+
 const SECOND: u64 = 1_000_000_000;
 
 /// A rate is told over at least this long: two clients that ask one right after the
@@ -19,6 +21,8 @@ const REST: u32 = 20;
 /// The last measurements of one container or pod.
 #[derive(Debug, Default)]
 pub struct Samples {
+    /// Measures its cgroup.
+    pub gauge: Gauge,
     cpu: Mutex<Option<Rate>>,
     layer: Mutex<Option<Measured>>,
 }
