@@ -81,6 +81,41 @@ async fn cpu_of_one_that_is_busy() -> Result {
     story.finish().await
 }
 
+/// Files of the container's cgroup that berthd has open.
+fn kept(pid: u32, container: &str) -> Result<usize> {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    Ok(links.filter(|link| link.to_string_lossy().contains(container)).count())
+}
+
+#[tokio::test]
+async fn what_is_kept_open_goes_with_the_container() -> Result {
+    let story = Story::begin().await?;
+    let Some(pid) = story.node.pid() else {
+        eprintln!("skipped: another server keeps what it likes");
+        return story.finish().await;
+    };
+    let client = &story.client;
+    let pod = client.run_pod("counted").await?;
+    let id = client.run(&pod, story.script("c", "exec sleep 1000")).await?;
+    assert_eq!(kept(pid, &id)?, 0);
+    stats(client, &id).await?;
+    let first = kept(pid, &id)?;
+    assert!(first > 0);
+    for _ in 0..5 {
+        stats(client, &id).await?;
+        pod_stats(client, &pod).await?;
+    }
+    // Folders, and two files of the pod's statistics more.
+    let more = kept(pid, &id)?;
+    assert!(more < first + 4, "{first} {more}");
+    client.stop(&id, 0).await?;
+    assert_eq!(kept(pid, &id)?, 0);
+    assert!(stats(client, &id).await?.cpu.is_none());
+    assert_eq!(kept(pid, &id)?, 0);
+    story.finish().await
+}
+
 #[tokio::test]
 async fn memory_of_one_that_allocates() -> Result {
     let story = Story::begin().await?;

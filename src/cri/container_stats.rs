@@ -62,21 +62,27 @@ const IDLE: Duration = Duration::from_secs(60);
 pub fn close_when_idle(node: &Arc<Node>) {
     static WAITS: AtomicBool = AtomicBool::new(false);
     static ASKED: AtomicBool = AtomicBool::new(false);
-    ASKED.store(true, Ordering::Relaxed);
-    if WAITS.swap(true, Ordering::Relaxed) {
+    ASKED.store(true, Ordering::SeqCst);
+    if WAITS.swap(true, Ordering::SeqCst) {
         return;
     }
     let node = Arc::downgrade(node);
     tokio::spawn(async move {
-        while ASKED.swap(false, Ordering::Relaxed) {
-            tokio::time::sleep(IDLE).await;
-        }
-        WAITS.store(false, Ordering::Relaxed);
-        if let Some(node) = node.upgrade() {
-            let containers = node.pods.containers();
-            containers.iter().for_each(|one| one.samples.gauge.close());
-            let sandboxes = node.pods.sandboxes();
-            sandboxes.iter().for_each(|one| one.samples.gauge.close());
+        loop {
+            while ASKED.swap(false, Ordering::SeqCst) {
+                tokio::time::sleep(IDLE).await;
+            }
+            if let Some(node) = node.upgrade() {
+                let containers = node.pods.containers();
+                containers.iter().for_each(|one| one.samples.gauge.close());
+                let sandboxes = node.pods.sandboxes();
+                sandboxes.iter().for_each(|one| one.samples.gauge.close());
+            }
+            WAITS.store(false, Ordering::SeqCst);
+            // Whoever has asked meanwhile believed that somebody waits.
+            if !ASKED.load(Ordering::SeqCst) || WAITS.swap(true, Ordering::SeqCst) {
+                return;
+            }
         }
     });
 }
