@@ -85,7 +85,9 @@ async fn cpu_of_one_that_is_busy() -> Result {
 fn kept(pid: u32, container: &str) -> Result<usize> {
     let open = std::fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
     let links = open.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-    Ok(links.filter(|link| link.to_string_lossy().contains(container)).count())
+    Ok(links
+        .filter(|link| link.to_string_lossy().contains(container))
+        .count())
 }
 
 #[tokio::test]
