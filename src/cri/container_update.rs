@@ -67,6 +67,7 @@ async fn apply(node: &Node, container: &Container, asked: LinuxContainerResource
         set_oom_score(&container.record().cgroup, score, id)?;
     }
     bundle::write_spec(node, id, &spec)?;
+    container.forget_exec_template();
     let mut resources = container.resources().unwrap_or_default();
     merge(&mut resources, asked);
     container.update(&node.store, |record| record.resources = Some(resources))?;

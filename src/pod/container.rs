@@ -17,7 +17,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use prost::Message;
@@ -179,8 +179,8 @@ pub struct Container {
     shim: Mutex<Option<Shim>>,
     /// The request that made it, as it was asked: a retry is told by it from another request.
     config: Arc<cri::ContainerConfig>,
-    /// What its execs have in common: nothing that an update changes.
-    exec_template: OnceLock<Arc<Process>>,
+    /// What its execs have in common, once one was made; forgotten when its spec changes.
+    exec_template: Mutex<Option<Arc<Process>>>,
     /// True once the exit is recorded.
     ended: watch::Sender<bool>,
 }
@@ -205,7 +205,7 @@ impl Container {
             record: Recorded::new(record),
             shim: Mutex::new(None),
             config: config.into(),
-            exec_template: OnceLock::new(),
+            exec_template: Mutex::new(None),
             ended,
         }
     }
@@ -265,13 +265,21 @@ impl Container {
         self.record.show().runtime.is_some()
     }
 
-    /// What its execs have in common; `read` says it the first time.
+    /// What its execs have in common; `read` makes it from its spec.
     pub fn exec_template<E>(&self, read: impl FnOnce() -> Result<Process, E>) -> Result<Arc<Process>, E> {
-        if let Some(known) = self.exec_template.get() {
+        // Held while reading: what is read before a change is not kept after it.
+        let mut kept = self.exec_template.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*kept {
             return Ok(known.clone());
         }
         let made = Arc::new(read()?);
-        Ok(self.exec_template.get_or_init(|| made).clone())
+        *kept = Some(made.clone());
+        Ok(made)
+    }
+
+    /// Its spec has changed.
+    pub fn forget_exec_template(&self) {
+        *self.exec_template.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Its shim, while there is one.
