@@ -330,7 +330,7 @@ impl Images {
     pub fn use_layers(&self, image_id: &str, container_id: &str) -> Result<Vec<PathBuf>, Error> {
         let numbers = self.inner.store.write("use layers", |t| {
             let mut numbers: Vec<u64> = Vec::new();
-            for (number, opaque) in records::layers_below(t, image_id)? {
+            for (number, opaque) in records::layer_stack(t, image_id)? {
                 if !numbers.contains(&number) {
                     numbers.push(number);
                     records::insert_use(t, container_id, number)?;

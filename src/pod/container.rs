@@ -24,7 +24,10 @@ use prost::Message;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{Error, Samples, Timeline, Told, recorded::Recorded};
+use super::{
+    Error, Samples, Timeline, Told,
+    recorded::{self, Recorded},
+};
 use crate::{
     proto::{cri, plan::Process},
     runtime::{OciRuntime, Shim},
@@ -311,7 +314,7 @@ impl Container {
         change: impl FnOnce(&mut ContainerRecord) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.record.change(change, |record| {
-            Ok(store.put_container(&self.id, &self.json(record)?)?)
+            Ok(store.put_container(&self.id, &recorded::json("container", &self.id, record)?)?)
         })
     }
 
@@ -358,7 +361,7 @@ impl Container {
 
     /// Records a container that is new.
     pub fn record_new(&self, store: &Store) -> Result<(), Error> {
-        let record = self.json(&self.record())?;
+        let record = recorded::json("container", &self.id, &self.record())?;
         Ok(store.add_container(&PodRow {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -366,14 +369,6 @@ impl Container {
             record,
             config: self.config.encode_to_vec(),
         })?)
-    }
-
-    fn json(&self, record: &ContainerRecord) -> Result<String, Error> {
-        serde_json::to_string(record).map_err(|e| Error::Damaged {
-            what: "container",
-            id: self.id.clone(),
-            message: e.to_string(),
-        })
     }
 }
 

@@ -2,8 +2,19 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::Serialize;
+
 use super::Error;
 use crate::store::lock_aside;
+
+/// A record as it is written down; `what` and `id` are for the error.
+pub fn json<R: Serialize>(what: &'static str, id: &str, record: &R) -> Result<String, Error> {
+    serde_json::to_string(record).map_err(|e| Error::Damaged {
+        what,
+        id: id.to_owned(),
+        message: e.to_string(),
+    })
+}
 
 /// Whoever looks never waits for the disk, and sees what was written last; those who change
 /// it take turns.

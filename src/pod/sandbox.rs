@@ -22,7 +22,10 @@ use std::sync::Arc;
 use prost::Message;
 use serde::{Deserialize, Serialize};
 
-use super::{Error, Samples, Timeline, Told, recorded::Recorded};
+use super::{
+    Error, Samples, Timeline, Told,
+    recorded::{self, Recorded},
+};
 use crate::{
     network::Attachment,
     proto::cri,
@@ -223,7 +226,7 @@ impl Sandbox {
         change: impl FnOnce(&mut SandboxRecord) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.record.change(change, |record| {
-            Ok(store.put_sandbox(&self.id, &self.json(record)?)?)
+            Ok(store.put_sandbox(&self.id, &recorded::json("sandbox", &self.id, record)?)?)
         })
     }
 
@@ -249,7 +252,7 @@ impl Sandbox {
 
     /// Records a sandbox that is new.
     pub fn record_new(&self, store: &Store) -> Result<(), Error> {
-        let record = self.json(&self.record())?;
+        let record = recorded::json("sandbox", &self.id, &self.record())?;
         Ok(store.add_sandbox(&PodRow {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -257,14 +260,6 @@ impl Sandbox {
             record,
             config: self.config.encode_to_vec(),
         })?)
-    }
-
-    fn json(&self, record: &SandboxRecord) -> Result<String, Error> {
-        serde_json::to_string(record).map_err(|e| Error::Damaged {
-            what: "sandbox",
-            id: self.id.clone(),
-            message: e.to_string(),
-        })
     }
 }
 

@@ -190,7 +190,7 @@ pub fn image_layers(connection: &Connection, image: &str) -> rusqlite::Result<Ve
 }
 
 /// Numbers of an image's layers, top first, and whether each hides all that is below it.
-pub fn layers_below(connection: &Connection, image: &str) -> rusqlite::Result<Vec<(u64, bool)>> {
+pub fn layer_stack(connection: &Connection, image: &str) -> rusqlite::Result<Vec<(u64, bool)>> {
     connection
         .prepare_cached(
             "SELECT number, opaque FROM image_layers JOIN layers ON number = layer
