@@ -344,6 +344,49 @@ async fn a_shim_that_hangs() -> Result {
     story.finish().await
 }
 
+/// Who has just begun and does not know the shim yet still asks before it kills.
+#[tokio::test]
+async fn a_shim_that_hangs_for_a_while_passes_the_stop_signal_on() -> Result {
+    if !is_ours() {
+        return Ok(());
+    }
+    let mut story = Story::begin().await?;
+    let pod = story.client.run_pod("polite").await?;
+    let script = story.script(
+        "polite",
+        "trap 'exit 7' TERM; echo ready; while :; do sleep 0.1; done",
+    );
+    let id = story.client.run(&pod, script).await?;
+    let log = story.client.status(&id).await?.log_path;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while log_lines(&log)?.is_empty() {
+        ensure!(Instant::now() < deadline, "the script does not begin");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let shims = kernel::shims(story.node.names())?;
+    let shim = shims
+        .iter()
+        .find(|(_, of)| *of == id)
+        .expect("the container has a shim")
+        .0;
+    kill_process(shim, Signal::STOP)?;
+    story.node.kill()?;
+    story.node.launch().await?;
+    story.client = story.node.client().await?;
+    let client = &story.client;
+    let goes_on = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        kill_process(shim, Signal::CONT)
+    };
+    let (stopped, continued) = tokio::join!(client.stop(&id, 20), goes_on);
+    stopped?;
+    continued?;
+    assert_eq!(client.status(&id).await?.exit_code, 7);
+    client.stop_pod(&pod.id).await?;
+    client.remove_pod(&pod.id).await?;
+    story.finish().await
+}
+
 #[tokio::test]
 async fn a_shim_that_dies_between_its_record_and_its_cgroup() -> Result {
     if !is_ours() {

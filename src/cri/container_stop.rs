@@ -7,7 +7,7 @@ use crate::{
     kind::Kind,
     pod::{self, Container, ContainerState},
     proto::cri,
-    runtime::Shim,
+    runtime::{self, Shim},
 };
 
 const SIGKILL: u32 = 9;
@@ -36,7 +36,7 @@ pub async fn stop(
     node.operate(key, limit, move |stage| async move {
         if !grace.is_zero() && container.state() == ContainerState::Running {
             stage.set("wait for the grace period");
-            ask(&container, grace).await;
+            ask(&at, &container, grace).await;
         }
         stage.set("kill");
         kill(&at, &container).await?;
@@ -46,15 +46,30 @@ pub async fn stop(
     Ok(cri::StopContainerResponse {})
 }
 
-/// Sends the stop signal, and waits for the end, at most for `grace`.
-async fn ask(container: &Container, grace: Duration) {
-    let Some(shim) = container.shim() else { return };
-    let signal = u32::try_from(container.record().stop_signal).unwrap_or(15);
-    if let Err(error) = shim.kill(signal, false).await {
-        // It may have ended in between; if not, the kill follows.
-        tracing::debug!(container = %container.id, %error, signal, "send the stop signal");
-    }
-    let _ = tokio::time::timeout(grace, container.ended()).await;
+/// Sends the stop signal, and waits for the end, at most for `grace` in all: a shim that
+/// hangs takes none of the time that is the kill's.
+async fn ask(node: &Node, container: &Container, grace: Duration) {
+    let asked = async {
+        let signal = u32::try_from(container.record().stop_signal).unwrap_or(15);
+        if let Err(error) = signal_init(node, container, signal).await {
+            // It may have ended in between; if not, the kill follows.
+            tracing::debug!(container = %container.id, %error, signal, "send the stop signal");
+            if error.is_gone() {
+                return;
+            }
+        }
+        container.ended().await;
+    };
+    let _ = tokio::time::timeout(grace, asked).await;
+}
+
+/// Its shim is not known yet when berthd has just started and the shim has not answered.
+async fn signal_init(node: &Node, container: &Container, signal: u32) -> Result<(), runtime::Error> {
+    let shim = match container.shim() {
+        Some(shim) => shim,
+        None => Shim::connect(&container.id, &node.paths.bundle(&container.id)).await?,
+    };
+    shim.kill(signal, false).await
 }
 
 /// Kills everything in the container, and waits until the end is recorded.
