@@ -98,16 +98,12 @@ impl OomWatch {
         if !there {
             self.events = None;
         }
-        own.limit = own.files.limit().unwrap_or(own.limit);
         // While it is there and none was killed, those above have nothing to tell.
         if there && !own.has_killed() {
             return;
         }
         for level in above {
             level.look(None);
-            if level.at_limit() {
-                level.limit = level.files.limit().unwrap_or(level.limit);
-            }
         }
     }
 
@@ -151,11 +147,14 @@ fn levels(path: &str, memory: &Hierarchy) -> Vec<Level> {
                 },
             };
             // The first one is new, and has counted nothing.
-            let begin = if index == 0 { None } else { files.read(None) };
+            let (limit, begin) = match index {
+                0 => (files.limit(), None),
+                _ => files.read(None),
+            };
             let begin = begin.unwrap_or_default();
             Level {
                 path: path.to_owned(),
-                limit: files.limit().filter(|_| index == 0).unwrap_or(0),
+                limit: limit.unwrap_or(0),
                 files,
                 begin,
                 last: begin,
@@ -167,7 +166,8 @@ fn levels(path: &str, memory: &Hierarchy) -> Vec<Level> {
 impl Level {
     /// Takes its numbers; false when it is gone. `held`: its `memory.events`, open.
     fn look(&mut self, held: Option<&File>) -> bool {
-        let counts = self.files.read(held);
+        let (limit, counts) = self.files.read(held);
+        self.limit = limit.unwrap_or(self.limit);
         self.last = counts.unwrap_or(self.last);
         counts.is_some()
     }
@@ -186,26 +186,37 @@ impl Level {
 }
 
 impl Files {
-    /// None when the cgroup is gone. `held`: its `memory.events`, open.
-    fn read(&self, held: Option<&File>) -> Option<Counts> {
-        if matches!(self.version, Version::V1) {
-            let number = |name| self.text(name)?.trim().parse::<u64>().ok();
-            // Without a limit of memory there is none of memory and swap either.
-            let at_limit = if self.limit()? < NO_LIMIT {
-                // Linux since 6.16 does not count failures of memory and swap together.
-                let most = number("memory.memsw.max_usage_in_bytes");
-                let full = most.is_some() && most >= number("memory.memsw.limit_in_bytes");
-                let failures = number("memory.failcnt")? + number("memory.memsw.failcnt").unwrap_or(0);
-                failures + u64::from(full)
-            } else {
-                0
-            };
-            return Some(Counts {
-                kills: Keyed::new(&self.text("memory.oom_control")?).of("oom_kill"),
-                at_limit,
-                at_limit_below: 0,
-            });
-        }
+    /// The limit, and what was counted: None when the cgroup is gone. `held`: its
+    /// `memory.events`, open.
+    fn read(&self, held: Option<&File>) -> (Option<u64>, Option<Counts>) {
+        let limit = self.limit();
+        let counts = match self.version {
+            Version::V1 => limit.and_then(|limit| self.counts_v1(limit)),
+            Version::V2 | Version::V2Above => self.counts_v2(held),
+        };
+        (limit, counts)
+    }
+
+    fn counts_v1(&self, limit: u64) -> Option<Counts> {
+        let number = |name| self.text(name)?.trim().parse::<u64>().ok();
+        // Without a limit of memory there is none of memory and swap either.
+        let at_limit = if limit < NO_LIMIT {
+            // Linux since 6.16 does not count failures of memory and swap together.
+            let most = number("memory.memsw.max_usage_in_bytes");
+            let full = most.is_some() && most >= number("memory.memsw.limit_in_bytes");
+            let failures = number("memory.failcnt")? + number("memory.memsw.failcnt").unwrap_or(0);
+            failures + u64::from(full)
+        } else {
+            0
+        };
+        Some(Counts {
+            kills: Keyed::new(&self.text("memory.oom_control")?).of("oom_kill"),
+            at_limit,
+            at_limit_below: 0,
+        })
+    }
+
+    fn counts_v2(&self, held: Option<&File>) -> Option<Counts> {
         let events = match held {
             Some(file) => again(file)?,
             None => self.text("memory.events")?,
@@ -257,7 +268,7 @@ mod tests {
                 version,
             };
             fs::create_dir_all(&files.folder).unwrap();
-            let begin = files.read(None).unwrap_or_default();
+            let begin = files.read(None).1.unwrap_or_default();
             Level {
                 path: path.into(),
                 files,

@@ -254,14 +254,18 @@ fn remove_folder(folder: &Path) -> Result<()> {
 pub fn missing(path: &str) -> Result<Vec<String>> {
     check_path(path)?;
     let layout = Layout::detect()?;
+    let is_missing = |path: &str| layout.hierarchies.iter().any(|h| !h.folder(path).exists());
+    // Where it is, those above it are.
+    if !is_missing(path) {
+        return Ok(Vec::new());
+    }
     let ends = path
         .match_indices('/')
         .map(|(at, _)| at)
         .skip(1)
         .chain([path.len()]);
     let all = ends.map(|end| &path[..end]);
-    let missing = all.filter(|part| layout.hierarchies.iter().any(|h| !h.folder(part).exists()));
-    Ok(missing.map(str::to_owned).collect())
+    Ok(all.filter(|part| is_missing(part)).map(str::to_owned).collect())
 }
 
 /// Whether the cgroup is there and has neither processes nor cgroups below it.

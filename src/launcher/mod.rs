@@ -44,7 +44,7 @@ use std::path::Path;
 use rustix::io::Errno;
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
-use crate::cgroup::{self, Cgroup, Layout};
+use crate::cgroup::{self, Cgroup, Layout, OomWatch};
 use crate::proto::plan::{LaunchPlan, Resources};
 use crate::sys::clone::Forked;
 use crate::sys::signalfd;
@@ -102,6 +102,8 @@ pub struct Init {
     pub console: Option<OwnedFd>,
     /// To be killed and removed by the caller when the init has ended; knows which parents were made for it.
     pub cgroup: Cgroup,
+    /// Counts since before it was ready.
+    pub oom: OomWatch,
     /// Of its user namespace, when it has one.
     pub user: Option<Ranges>,
     by: By,
@@ -163,11 +165,18 @@ fn create_by(plan: &LaunchPlan, bundle: &Path, stdio: Stdio, way: Way) -> Result
         launch(plan, bundle, prepared, &cgroup, &names)
     })();
     match result {
-        Ok((pid, pidfd, console, channel)) => Ok(Init {
+        Ok(Launched {
+            pid,
+            pidfd,
+            console,
+            channel,
+            oom,
+        }) => Ok(Init {
             pid,
             pidfd,
             console,
             cgroup,
+            oom,
             user: Some(Ranges::of_plan(&plan.uids, &plan.gids)).filter(|ranges| *ranges != Ranges::default()),
             by: By::Launcher {
                 channel: Some(channel),
@@ -184,7 +193,14 @@ fn create_by(plan: &LaunchPlan, bundle: &Path, stdio: Stdio, way: Way) -> Result
     }
 }
 
-type Launched = (i32, OwnedFd, Option<OwnedFd>, OwnedFd);
+/// An init that is ready.
+struct Launched {
+    pid: i32,
+    pidfd: OwnedFd,
+    console: Option<OwnedFd>,
+    channel: OwnedFd,
+    oom: OomWatch,
+}
 
 /// Clones, and speaks with the child until it is ready.
 fn launch(
@@ -206,6 +222,8 @@ fn launch(
     };
     drop(child_end);
     drop(prepared);
+    // While the child is at its own work.
+    let oom = OomWatch::begin(cgroup);
     let ready = (|| {
         loop {
             match channel::hear(socket.as_fd()).at(Step::Talk).map_err(describe)? {
@@ -227,7 +245,13 @@ fn launch(
         }
     })();
     match ready {
-        Ok(console) => Ok((pid, pidfd, console, socket)),
+        Ok(console) => Ok(Launched {
+            pid,
+            pidfd,
+            console,
+            channel: socket,
+            oom,
+        }),
         Err(error) => {
             child::kill_and_reap(pidfd.as_fd());
             Err(error)

@@ -32,7 +32,7 @@ use super::{
     ttrpc::Code,
 };
 use crate::{
-    cgroup::{OomKill, OomWatch},
+    cgroup::OomKill,
     launcher::{self, Init, Stdio},
     proto::{
         plan::{ExitRecord, LaunchPlan, Resources, namespace::Kind},
@@ -73,7 +73,6 @@ pub struct Task {
     /// The container's processes die with the init, for the kernel sees to it.
     own_pids: bool,
     /// What the OOM killer does to it.
-    oom: OomWatch,
     /// Somebody asked for it to be killed.
     told_to_die: bool,
     oom_kill: Option<OomKill>,
@@ -126,7 +125,6 @@ impl Task {
             }
         }
         let init = launcher::create(plan, bundle, stdio).map_err(|error| fault::launch_failed(&error))?;
-        let oom = OomWatch::begin(&init.cgroup);
         let mut task = Task {
             id: plan.id.clone(),
             bundle: bundle.into(),
@@ -135,7 +133,6 @@ impl Task {
                 .namespaces
                 .iter()
                 .any(|ns| ns.kind() == Kind::Pid && ns.path.is_empty()),
-            oom,
             told_to_die: false,
             oom_kill: None,
             output,
@@ -265,21 +262,21 @@ impl Task {
 
     /// `code`: how the init has ended.
     fn look_for_oom(&mut self, code: i32) {
-        self.oom.look();
+        self.init.oom.look();
         let killed = code == 128 + libc::SIGKILL && !self.told_to_die;
         if self.oom_kill.is_none() {
-            self.oom_kill = self.oom.verdict(killed);
+            self.oom_kill = self.init.oom.verdict(killed);
         }
     }
 
     /// The counts of the OOM killer have changed.
     pub fn oom_event(&mut self) {
-        self.oom.look();
+        self.init.oom.look();
     }
 
     /// What becomes ready, for priority events, when they change.
     pub fn oom_descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.oom.descriptor()
+        self.init.oom.descriptor()
     }
 
     /// When [`Task::settle`], or an exec, must be looked at again.

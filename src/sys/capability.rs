@@ -80,44 +80,46 @@ pub fn set(sets: Sets) -> Result<(), Errno> {
     Ok(())
 }
 
+/// Whether the bounding set of the calling thread has the capability; None: this kernel knows
+/// no such one, nor any of a higher number.
+fn in_bounding(capability: u32) -> Option<bool> {
+    // SAFETY: takes integers.
+    let read = unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0, 0, 0) };
+    (read >= 0).then_some(read == 1)
+}
+
 /// The bounding set of the calling thread.
 #[must_use]
 pub fn bounding() -> u64 {
-    let mut set = 0;
-    for capability in 0..=HIGHEST {
-        // SAFETY: takes integers.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0, 0, 0) } == 1 {
-            set |= 1 << capability;
-        }
-    }
-    set
+    let known = (0..=HIGHEST).map_while(in_bounding);
+    (0..)
+        .zip(known)
+        .fold(0, |set, (at, held)| set | u64::from(held) << at)
 }
 
 /// All capabilities that this kernel has.
 #[must_use]
 pub fn known() -> u64 {
-    let mut set = 0;
-    for capability in 0..=HIGHEST {
-        // SAFETY: takes integers.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_READ, libc::c_ulong::from(capability), 0, 0, 0) } >= 0 {
-            set |= 1 << capability;
-        }
-    }
-    set
+    let known = (0..=HIGHEST).map_while(in_bounding);
+    (0..).zip(known).fold(0, |set, (at, _)| set | 1 << at)
 }
 
 /// Drops every capability from the bounding set that is not in `keep`.
 ///
 /// # Errors
-/// EPERM without CAP_SETPCAP.
+/// EPERM without CAP_SETPCAP, unless there is nothing to be dropped.
 pub fn limit_bounding(keep: u64) -> Result<(), Errno> {
-    let drop = bounding() & !keep;
-    for capability in 0..=HIGHEST {
-        if drop & (1 << capability) != 0 {
-            // SAFETY: takes integers.
-            check(libc::c_long::from(unsafe {
-                libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0)
-            }))?;
+    for capability in (0..=HIGHEST).filter(|capability| keep & (1 << capability) == 0) {
+        // SAFETY: takes integers.
+        let dropped = check(libc::c_long::from(unsafe {
+            libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0)
+        }));
+        match dropped {
+            Ok(_) => {}
+            // Past the last one.
+            Err(Errno::INVAL) => break,
+            Err(_) if in_bounding(capability) == Some(false) => {}
+            Err(errno) => return Err(errno),
         }
     }
     Ok(())

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::cgroup::{self, Cgroup, Layout};
+use crate::cgroup::{self, Cgroup, Layout, OomWatch};
 use crate::proto::plan::{self, LaunchPlan, Resources};
 
 use super::error::Names;
@@ -94,14 +94,18 @@ pub fn create(plan: &LaunchPlan, wanted: &plan::Runtime, bundle: &Path, stdio: S
         Ok((made, scope, inner))
     })();
     match made {
-        Ok(((pid, pidfd, console), scope, inner)) => Ok(Init {
-            pid,
-            pidfd,
-            console,
-            cgroup: scope.unwrap_or(cgroup),
-            user: None,
-            by: By::Runtime(Runtime { inner, ..runtime }),
-        }),
+        Ok(((pid, pidfd, console), scope, inner)) => {
+            let cgroup = scope.unwrap_or(cgroup);
+            Ok(Init {
+                pid,
+                pidfd,
+                console,
+                oom: OomWatch::begin(&cgroup),
+                cgroup,
+                user: None,
+                by: By::Runtime(Runtime { inner, ..runtime }),
+            })
+        }
         Err(error) => {
             let _ = cgroup.kill();
             // It may have recorded the container before it failed.
