@@ -6,7 +6,7 @@ use super::{container_events, node::Node};
 use crate::{
     pod::{Container, Exit, now},
     proto::{cri::ContainerEventType, plan::ExitRecord},
-    runtime::{Shim, read_exit},
+    runtime::{self, Ended, Shim, read_exit},
     telemetry::metrics::metrics,
 };
 
@@ -19,14 +19,21 @@ pub fn watch(node: &Arc<Node>, container: &Arc<Container>, shim: Shim) {
     container.set_shim(Some(shim.clone()));
     let (node, container) = (node.clone(), container.clone());
     tokio::spawn(async move {
-        let exit = match shim.wait().await {
-            Ok(ended) if ended.told => from_record(&ended.record, &container.record().cgroup),
-            Ok(ended) => left(&node, &container, &ended.record).await,
-            Err(error) => vanished(&node, &container, &error.to_string()).await,
-        };
-        container.set_shim(None);
-        settle(&node, &container, exit).await;
+        let ended = shim.wait().await;
+        // Boxed: until then, which may be for years, it takes no memory.
+        Box::pin(conclude(&node, &container, ended)).await;
     });
+}
+
+/// Records what the shim said of the end, or left.
+async fn conclude(node: &Node, container: &Container, ended: Result<Ended, runtime::Error>) {
+    let exit = match ended {
+        Ok(ended) if ended.told => from_record(&ended.record, &container.record().cgroup),
+        Ok(ended) => left(node, container, &ended.record).await,
+        Err(error) => vanished(node, container, &error.to_string()).await,
+    };
+    container.set_shim(None);
+    settle(node, container, exit).await;
 }
 
 /// Records an exit that was found, also when the disk is full for a while: the

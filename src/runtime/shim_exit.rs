@@ -89,7 +89,8 @@ impl Shim {
                     ..ExitRecord::default()
                 });
             }
-            if matches!(read_exit(&self.inner.dir), Ok(Some(_))) || self.reconnect().await.is_err() {
+            if matches!(read_exit(&self.inner.dir), Ok(Some(_))) || Box::pin(self.reconnect()).await.is_err()
+            {
                 return None;
             }
         }

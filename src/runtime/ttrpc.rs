@@ -36,7 +36,9 @@ struct Call {
 /// A handle; the connection is closed when the last one is dropped.
 #[derive(Clone, Debug)]
 pub struct Client {
-    calls: mpsc::Sender<Call>,
+    /// Boxed: the channel has room for 32 of them however many may wait, and each of a
+    /// node's shims has one.
+    calls: mpsc::Sender<Box<Call>>,
 }
 
 impl Client {
@@ -61,7 +63,7 @@ impl Client {
             payload,
             ..Request::default()
         };
-        let call = Call { request, fds, answer };
+        let call = Box::new(Call { request, fds, answer });
         self.calls.send(call).await.map_err(|_| Disconnected)?;
         answered.await.map_err(|_| Disconnected)
     }
@@ -79,7 +81,7 @@ impl Client {
 
 /// Owns the socket until either end is done with it. Whoever still waits for an
 /// answer then learns it from the sender that is dropped.
-async fn drive(socket: Arc<UnixStream>, mut calls: mpsc::Receiver<Call>) {
+async fn drive(socket: Arc<UnixStream>, mut calls: mpsc::Receiver<Box<Call>>) {
     let mut connection = Connection::new(Arc::clone(&socket));
     let mut open: BTreeMap<u32, oneshot::Sender<Response>> = BTreeMap::new();
     let mut next = 1u32;
@@ -92,7 +94,8 @@ async fn drive(socket: Arc<UnixStream>, mut calls: mpsc::Receiver<Call>) {
         };
         tokio::select! {
             call = calls.recv(), if !waiting => {
-                let Some(Call { request, fds, answer }) = call else { return };
+                let Some(call) = call else { return };
+                let Call { request, fds, answer } = *call;
                 // Too long for a frame: the caller learns it from the dropped sender.
                 let Some(frame) = ttrpc::frame(next, FrameType::Request, &request) else { continue };
                 if connection.send(frame, fds).is_err() {
