@@ -9,6 +9,7 @@
 //! microseconds, so no thread is worth handing it to. On a disk that stands still it takes
 //! as long as that: see [`aside`].
 
+mod checkpoint;
 pub mod network;
 mod pods;
 mod transaction;
@@ -25,6 +26,7 @@ use tokio::{
     task::block_in_place,
 };
 
+use self::checkpoint::Checkpoints;
 pub use self::{pods::PodRow, transaction::Transaction};
 use crate::{
     failpoint,
@@ -78,6 +80,7 @@ impl HasKind for Error {
 /// The open records.
 pub struct Store {
     connection: Mutex<Connection>,
+    checkpoints: Checkpoints,
 }
 
 impl fmt::Debug for Store {
@@ -103,11 +106,14 @@ impl Store {
             .map_err(open)?;
         connection.set_prepared_statement_cache_capacity(48);
         migrate(path, &mut connection)?;
-        connection
-            .execute_batch("PRAGMA foreign_keys = ON")
-            .map_err(open)?;
+        let rest = format!(
+            "PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = {}",
+            checkpoint::AT_LAST
+        );
+        connection.execute_batch(&rest).map_err(open)?;
         Ok(Store {
             connection: Mutex::new(connection),
+            checkpoints: Checkpoints::of(path),
         })
     }
 
@@ -133,6 +139,7 @@ impl Store {
         }
         Ok(Store {
             connection: Mutex::new(connection),
+            checkpoints: Checkpoints::of(path),
         })
     }
 
@@ -178,6 +185,7 @@ impl Store {
         let done = aside(|| transact(&self.connection(), f));
         let done = done.map_err(|source| Error::Query { step, source });
         failpoint::reach_part("after", step);
+        self.checkpoints.count();
         done
     }
 
