@@ -248,11 +248,50 @@ pub fn id_in(path: &str) -> Option<String> {
 
 /// One that died and waits for its parent is no leak of ours unless berthd is its parent.
 fn is_zombie(folder: &Path) -> bool {
-    let status = fs::read_to_string(folder.join("stat")).unwrap_or_default();
-    status
-        .rsplit(')')
-        .next()
-        .is_some_and(|rest| rest.trim_start().starts_with('Z'))
+    let (state, _) = state_and_parent(folder).unwrap_or_default();
+    state == 'Z'
+}
+
+/// Fields 3 and 4 of proc_pid_stat(5); None: the process is gone.
+fn state_and_parent(folder: &Path) -> Option<(char, u32)> {
+    let status = fs::read_to_string(folder.join("stat")).ok()?;
+    let mut rest = status.rsplit(") ").next()?.split(' ');
+    Some((rest.next()?.chars().next()?, rest.next()?.parse().ok()?))
+}
+
+/// A child of a berthd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Child {
+    ForkServer(Pid),
+    Shim(Pid),
+    Zombie(Pid),
+}
+
+/// The children of a berthd that are there for its shims, or that nobody waits for.
+pub fn children(berthd: u32) -> Result<Vec<Child>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = number.and_then(Pid::from_raw) else {
+            continue;
+        };
+        let Some((state, parent)) = state_and_parent(&entry.path()) else {
+            continue;
+        };
+        if parent != berthd {
+            continue;
+        }
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if state == 'Z' {
+            found.push(Child::Zombie(pid));
+        } else if line.starts_with(b"berth-shim\0-fork-server\0") {
+            found.push(Child::ForkServer(pid));
+        } else if line.starts_with(b"berth-shim\0-id\0") {
+            found.push(Child::Shim(pid));
+        }
+    }
+    Ok(found)
 }
 
 /// Lines of the machine's mount table.

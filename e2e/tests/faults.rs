@@ -11,8 +11,14 @@ use std::{
 
 use anyhow::{Context, ensure};
 use berth::{proto::plan::ExitRecord, shim::exit};
-use e2e::{Client, Image, Node, Registry, Result, Story, client::log_lines, cri, kernel, tar::Entry};
-use rustix::process::{Signal, kill_process};
+use e2e::{
+    Client, Image, Node, Registry, Result, Story,
+    client::log_lines,
+    cri,
+    kernel::{self, Child},
+    tar::Entry,
+};
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tonic::Code;
 
 /// Whether faults can be made for whoever serves here; says why not.
@@ -384,6 +390,64 @@ async fn a_shim_that_hangs_for_a_while_passes_the_stop_signal_on() -> Result {
     assert_eq!(client.status(&id).await?.exit_code, 7);
     client.stop_pod(&pod.id).await?;
     client.remove_pod(&pod.id).await?;
+    story.finish().await
+}
+
+/// The one process that shims are copies of, when there is one.
+fn fork_server(berthd: u32) -> Result<Option<Pid>> {
+    let servers = kernel::children(berthd)?
+        .into_iter()
+        .filter_map(|child| match child {
+            Child::ForkServer(pid) => Some(pid),
+            Child::Shim(_) | Child::Zombie(_) => None,
+        });
+    let servers: Vec<Pid> = servers.collect();
+    ensure!(servers.len() < 2, "fork servers {servers:?}");
+    Ok(servers.first().copied())
+}
+
+#[tokio::test]
+async fn a_fork_server_that_dies_or_hangs() -> Result {
+    if !is_ours() {
+        return Ok(());
+    }
+    let mut story = Story::begin().await?;
+    let berthd = story.node.pid().context("no berthd")?;
+    ensure!(
+        fork_server(berthd)?.is_none(),
+        "it is there before the first shim"
+    );
+    story.sleeper("first").await?;
+    let first = fork_server(berthd)?.context("no fork server")?;
+    story.sleeper("same").await?;
+    assert_eq!(fork_server(berthd)?, Some(first));
+    kill_process(first, Signal::KILL)?;
+    story.sleeper("killed").await?;
+    let second = fork_server(berthd)?.context("no second fork server")?;
+    assert_ne!(second, first);
+    kill_process(second, Signal::STOP)?;
+    story.sleeper("hung").await?;
+    let third = fork_server(berthd)?.context("no third fork server")?;
+    assert_ne!(third, second);
+    let children = kernel::children(berthd)?;
+    let shims = children.iter().filter(|child| matches!(child, Child::Shim(_)));
+    assert_eq!(shims.count(), 4, "{children:?}");
+    // Who ends is waited for, the servers too.
+    story.client.remove_everything().await?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while kernel::children(berthd)? != [Child::ForkServer(third)] {
+        ensure!(Instant::now() < deadline, "{:?}", kernel::children(berthd)?);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    story.sleeper("last").await?;
+    story.node.kill()?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while test_kill_process(third).is_ok() {
+        ensure!(Instant::now() < deadline, "the fork server lives without berthd");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    story.node.launch().await?;
+    story.client = story.node.client().await?;
     story.finish().await
 }
 

@@ -25,7 +25,7 @@ use berth::{
     network::Network,
     pod::Pods,
     purge,
-    runtime::{CgroupDriver, Handlers, ShimBinary, Surroundings},
+    runtime::{CgroupDriver, ForkServer, Handlers, ShimBinary, Surroundings},
     spec::Host,
     store::Store,
     stream::Server,
@@ -204,7 +204,7 @@ async fn open(paths: Paths, config: Config) -> Result<Arc<Node>> {
         &instance,
         store.clone(),
     )?);
-    let shim = ShimBinary::load(&shim_path(&config)?)?;
+    let shim = ForkServer::new(ShimBinary::load(&shim_path(&config)?)?);
     let surroundings = Surroundings::detect(&paths.state);
     let handlers = Handlers::new(&config, &paths.state);
     for folder in handlers.own_roots() {

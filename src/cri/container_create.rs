@@ -296,7 +296,7 @@ async fn acquire(
         let _hold = match container.record().runtime {
             Some(_) => None,
             None => {
-                let scope = node.cgroups.make(&node.shim, &path, limits).await;
+                let scope = node.cgroups.make(node.shim.program(), &path, limits).await;
                 scope.step("container", id, "make its scope")?
             }
         };

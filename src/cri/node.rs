@@ -19,7 +19,7 @@ use crate::{
     instance::Instance,
     network::Network,
     pod::{Events, Operations, Pods, Stage},
-    runtime::{CgroupDriver, Handlers, ShimBinary, Surroundings},
+    runtime::{CgroupDriver, ForkServer, Handlers, Surroundings},
     spec::Host,
     store::Store,
     sys::allocator,
@@ -64,7 +64,7 @@ pub struct Node {
     pub store: Arc<Store>,
     pub images: Arc<Images>,
     pub network: Arc<Network>,
-    pub shim: ShimBinary,
+    pub shim: ForkServer,
     /// What shims are told of this machine.
     pub surroundings: Surroundings,
     pub handlers: Handlers,

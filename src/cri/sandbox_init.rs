@@ -86,11 +86,11 @@ async fn launch(node: &Node, sandbox: &Sandbox, bundle: &Path) -> Result<(Shim, 
         .await
         .step("sandbox", id, "start the shim of the init")?;
     let limits = plan.cgroup.as_ref().and_then(|cgroup| cgroup.resources.as_ref());
-    let _hold = node.cgroups.make(&node.shim, &cgroup, limits).await.step(
-        "sandbox",
-        id,
-        "make the scope of the init",
-    )?;
+    let _hold = node
+        .cgroups
+        .make(node.shim.program(), &cgroup, limits)
+        .await
+        .step("sandbox", id, "make the scope of the init")?;
     shim.create(&plan, bundle)
         .await
         .step("sandbox", id, "make the init")?;

@@ -13,7 +13,7 @@ use std::{
 use futures_util::FutureExt;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf, unix::AsyncFd},
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf, unix::AsyncFd},
     net::{TcpStream, unix::pipe},
 };
 
@@ -26,7 +26,7 @@ use super::{
 use crate::{
     kind::HasKind,
     network,
-    runtime::{AttachIo, ExecIo},
+    runtime::{AttachIo, ExecIo, watched},
     stream::{
         AttachRequest, Backend, Duplex, EndOfInput, Error as StreamError, ExecRequest, Session, TerminalSize,
     },
@@ -212,11 +212,7 @@ impl Console {
     fn new(master: OwnedFd) -> io::Result<Console> {
         let flags = rustix::fs::fcntl_getfl(&master)?;
         rustix::fs::fcntl_setfl(&master, flags | rustix::fs::OFlags::NONBLOCK)?;
-        #[expect(
-            deprecated,
-            reason = "its successor wants a promise that the descriptor is owned, which OwnedFd is already"
-        )]
-        let registered = AsyncFd::new(master)?;
+        let registered = watched(master, Interest::READABLE | Interest::WRITABLE)?;
         Ok(Console(Arc::new(registered)))
     }
 

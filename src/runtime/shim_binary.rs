@@ -11,6 +11,7 @@ use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::{
@@ -24,10 +25,10 @@ use super::Error;
 /// unless it says 2.
 const EXECUTABLE: MemfdFlags = MemfdFlags::from_bits_retain(0x10);
 
-/// A program that can be started and not be changed.
-#[derive(Debug)]
+/// A program that can be started and not be changed; clones share it.
+#[derive(Clone, Debug)]
 pub struct ShimBinary {
-    memory: OwnedFd,
+    memory: Arc<OwnedFd>,
 }
 
 impl ShimBinary {
@@ -59,7 +60,7 @@ impl ShimBinary {
         // A writable description would make every start fail with "text file busy".
         let memory = File::open(own_path(copy.as_raw_fd())).map_err(failed("open the copy"))?;
         Ok(ShimBinary {
-            memory: memory.into(),
+            memory: Arc::new(memory.into()),
         })
     }
 

@@ -12,10 +12,10 @@ use prost::Message;
 use tokio::sync::watch;
 
 use super::{
-    Error, ShimBinary,
+    Error, ForkServer,
     cgroup_driver::shims::Shims,
     shim_exit::Answer,
-    shim_process::{connect, kill_by_folder, last_words, start},
+    shim_process::{connect, kill_by_folder, last_words, reap, start},
     ttrpc::Client,
 };
 use crate::{
@@ -60,31 +60,24 @@ impl Shim {
     /// exist, and connects to it. It is moved to the cgroup of shims, if there is one,
     /// by and by.
     pub async fn spawn(
-        binary: &ShimBinary,
+        server: &ForkServer,
         id: &str,
         dir: &Path,
         shims: Option<Arc<Shims>>,
     ) -> Result<Shim, Error> {
-        let path = binary.path();
-        let (name, folder) = (id.to_owned(), dir.to_owned());
-        // The binary outlives the call: it is borrowed while this waits.
-        let started = tokio::task::spawn_blocking(move || start(&path, &name, &folder)).await;
-        let mut child = match started {
-            Ok(started) => started.map_err(|(step, source)| Error::Spawn {
-                id: id.into(),
-                dir: dir.into(),
-                step,
-                source,
-            })?,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        };
+        let started = start(server, id, dir).await;
+        let (pid, pidfd) = started.map_err(|(step, source)| Error::Spawn {
+            id: id.into(),
+            dir: dir.into(),
+            step,
+            source,
+        })?;
         metrics().shims_started.inc();
-        // So that it is no zombie when it ends; if berthd ends first, init reaps it.
         tokio::spawn(async move {
-            if let (Some(shims), Some(pid)) = (shims, child.id()) {
-                shims.take(pid).await;
+            if let Some(shims) = shims {
+                Box::pin(shims.take(pid)).await;
             }
-            child.wait().await
+            reap(pidfd).await;
         });
         Shim::connect(id, dir).await
     }

@@ -4,34 +4,33 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::{
             fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
             net::UnixListener,
-            process::CommandExt,
         },
     },
     path::{Path, PathBuf},
-    process::Stdio,
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
+use tokio::io::Interest;
 
-use super::{Error, ttrpc::Client};
-use crate::shim::SOCKET;
+use super::{Error, fork_server::ForkServer, ttrpc::Client, watched};
+use crate::shim::{SOCKET, fork_server::Beginning};
 
 /// The shim's log in the container's state folder.
 const LOG: &str = "shim.log";
 
-/// Binds the socket in `dir` and runs the program; the error with its step. The socket is
-/// the child's standard input, so that nothing but the standard library's vfork
-/// is needed to hand it over.
-pub fn start(
-    program: &Path,
+/// Binds the socket in `dir` and has the shim made: its pid and pidfd. The error with its step.
+pub async fn start(
+    server: &ForkServer,
     id: &str,
     dir: &Path,
-) -> Result<tokio::process::Child, (&'static str, io::Error)> {
-    let (_folder, socket) = socket_path(dir).map_err(|error| ("open the folder", error))?;
+) -> Result<(u32, OwnedFd), (&'static str, io::Error)> {
+    let (folder, socket) = socket_path(dir).map_err(|error| ("open the folder", error))?;
     match fs::remove_file(&socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(("remove the old socket", error));
@@ -49,18 +48,30 @@ pub fn start(
         .custom_flags(libc::O_NOFOLLOW)
         .open(dir.join(LOG))
         .map_err(|error| ("open shim.log", error))?;
-    let mut command = std::process::Command::new(program);
-    command
-        .arg0("berth-shim")
-        .args(["-id", id])
-        .current_dir(dir)
-        .env_clear()
-        .stdin(OwnedFd::from(listener))
-        .stdout(Stdio::null())
-        .stderr(log);
-    tokio::process::Command::from(command)
-        .spawn()
-        .map_err(|error| ("execute it", error))
+    let with = Beginning {
+        listener: listener.as_fd(),
+        folder: folder.as_fd(),
+        log: log.as_fd(),
+    };
+    server
+        .fork(id, &with)
+        .await
+        .map_err(|error| ("make its process", error))
+}
+
+/// Waits for a child, so that it is no zombie when it has ended. If berthd ends first,
+/// init does it.
+pub async fn reap(pidfd: OwnedFd) {
+    match watched(pidfd, Interest::READABLE) {
+        Ok(pidfd) => {
+            let _ = pidfd.readable().await;
+            let _ = waitid(
+                WaitId::PidFd(pidfd.as_fd()),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+            );
+        }
+        Err(error) => tracing::warn!(%error, "a shim cannot be waited for, and stays a zombie when it ends"),
+    }
 }
 
 /// A path to the socket that is short enough for a sockaddr_un, whatever the

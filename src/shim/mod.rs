@@ -18,6 +18,7 @@ pub mod exec;
 pub mod execs;
 pub mod exit;
 pub mod fault;
+pub mod fork_server;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 pub mod line;
@@ -31,7 +32,7 @@ pub mod ttrpc;
 use std::{
     fmt, io,
     io::Write as _,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
 };
 
 use rustix::{
@@ -52,52 +53,45 @@ pub const SOCKET: &str = "shim.sock";
 pub enum Error {
     #[error("become a daemon: {step}: {errno}")]
     Daemon { step: &'static str, errno: Errno },
-    #[error("take the listening socket from standard input: {0}")]
+    #[error("take the socket of berthd from standard input: {0}")]
     Socket(io::Error),
     #[error("serve: {0}")]
     Serve(io::Error),
 }
 
-/// The life of a shim. `id` is the container's. Standard input is the listening
-/// socket, for a descriptor of a higher number would cost berthd a fork instead
-/// of a vfork; it is replaced by /dev/null here.
-pub fn run(id: String) -> Result<(), Error> {
+/// The life of a shim, which the [`fork_server`] has made. `id` is the container's.
+pub fn run(id: String, listener: OwnedFd) -> Result<(), Error> {
     detach()?;
-    // What berthd may have inherited itself without close-on-exec.
-    descriptor::close_all_but(&[]).map_err(|errno| Error::Daemon {
+    // What the fork server has of its own.
+    descriptor::close_all_but(&[listener.as_raw_fd()]).map_err(|errno| Error::Daemon {
         step: "close inherited descriptors",
         errno,
     })?;
-    let listener = take_listener().map_err(Error::Socket)?;
     EventLoop::new(listener, Service::new(id))
         .and_then(EventLoop::run)
         .map_err(Error::Serve)
 }
 
-/// Leaves berthd's session, takes no signals, adopts the container's orphans.
+/// Leaves the server's session, takes no signals, adopts the container's orphans.
 fn detach() -> Result<(), Error> {
     let failed = |step| move |errno| Error::Daemon { step, errno };
     set_name(c"berth-shim").map_err(failed("set name"))?;
-    match setsid() {
-        // EPERM: it leads a session already, as when started by a shell.
-        Ok(_) | Err(Errno::PERM) => {}
-        Err(errno) => return Err(failed("setsid")(errno)),
-    }
+    setsid().map_err(failed("setsid"))?;
     signal::block_all().map_err(failed("block signals"))?;
     set_child_subreaper(Some(getpid())).map_err(failed("set child subreaper"))?;
     umask(Mode::from_raw_mode(0o022));
     Ok(())
 }
 
-fn take_listener() -> io::Result<OwnedFd> {
-    let stdin = io::stdin();
-    let listener = stdin.as_fd().try_clone_to_owned()?;
-    if !rustix::net::sockopt::socket_acceptconn(&listener)? {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen"));
-    }
-    let null = std::fs::File::open("/dev/null")?;
-    descriptor::install(null.as_fd(), 0)?;
-    Ok(listener)
+/// What berthd gave as standard input; /dev/null takes its place.
+fn take_stdin() -> io::Result<OwnedFd> {
+    let given = io::stdin().as_fd().try_clone_to_owned()?;
+    descriptor::install(null()?.as_fd(), 0)?;
+    Ok(given)
+}
+
+fn null() -> io::Result<std::fs::File> {
+    std::fs::File::open("/dev/null")
 }
 
 /// A line for people, in `shim.log`. A failing write is nobody's business.

@@ -1,9 +1,11 @@
 //! System calls that rustix lacks: all `unsafe` of the project, and nothing else.
 //!
 //! Every function is a thin, checked wrapper of one call. None allocates, locks
-//! or logs, so that all of them may be used between clone and exec.
+//! or logs, so that all of them may be used between clone and exec; only
+//! [`arguments::Arguments::find`] reads a file.
 
 pub mod allocator;
+pub mod arguments;
 pub mod bpf;
 pub mod capability;
 pub mod clone;

@@ -14,10 +14,10 @@ use std::{
 
 use berth::{
     proto::plan::{self, Capabilities, LaunchPlan, mount, namespace},
-    runtime::{Shim, ShimBinary},
+    runtime::{ForkServer, Shim, ShimBinary},
 };
 
-pub static BINARY: LazyLock<ShimBinary> =
+static BINARY: LazyLock<ShimBinary> =
     LazyLock::new(|| ShimBinary::load(Path::new(env!("CARGO_BIN_EXE_berth-shim"))).unwrap());
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -29,6 +29,8 @@ pub struct Fixture {
     pub log: PathBuf,
     pub plan: LaunchPlan,
     root: tempfile::TempDir,
+    /// Of its own, for each test has a runtime of its own.
+    server: ForkServer,
 }
 
 impl Fixture {
@@ -111,6 +113,7 @@ impl Fixture {
             log,
             plan,
             root,
+            server: ForkServer::new(BINARY.clone()),
         }
     }
 
@@ -127,7 +130,9 @@ impl Fixture {
     }
 
     pub async fn spawn(&self) -> Shim {
-        Shim::spawn(&BINARY, &self.id, &self.dir, None).await.unwrap()
+        Shim::spawn(&self.server, &self.id, &self.dir, None)
+            .await
+            .unwrap()
     }
 
     pub async fn create(&self) -> Shim {
