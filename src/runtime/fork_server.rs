@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use super::{ShimBinary, watched};
-use crate::shim::fork_server::{Beginning, FLAG, ROOM, answer, ask};
+use crate::shim::fork_server::{Beginning, FLAG, ROOM, answer, ask, give_up};
 
 /// How long it may take to make a shim; one that takes longer hangs, and is killed.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -75,19 +75,25 @@ impl ForkServer {
                 Some(server) => server,
                 None => Server::start(&self.program)?,
             };
-            let made = server.fork(id, with).await;
-            if !matches!(made, Err(Failure::Broken(_))) {
-                *place = Some(server);
-            }
-            match made {
-                Ok(shim) => return Ok(shim),
-                Err(Failure::Broken(error)) if was_there => {
-                    tracing::warn!(%error, "the fork server of shims is gone or hangs: another one is started");
-                    was_there = false;
+            let error = match server.fork(id, with).await {
+                Ok(shim) => {
+                    *place = Some(server);
+                    return Ok(shim);
                 }
-                Err(Failure::Broken(error)) => return Err(error),
-                Err(Failure::Refused(errno)) => return Err(errno.into()),
+                Err(Failure::Refused(errno)) => {
+                    *place = Some(server);
+                    return Err(errno.into());
+                }
+                Err(Failure::Broken(error)) => error,
+            };
+            if let Some(shim) = give_up(server.socket.get_ref().as_fd()) {
+                return Ok(shim);
             }
+            if !was_there {
+                return Err(error);
+            }
+            tracing::warn!(%error, "the fork server of shims is gone or hangs: another one is started");
+            was_there = false;
         }
     }
 }

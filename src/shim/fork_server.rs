@@ -6,7 +6,9 @@
 //! program once, and asks that process for each shim.
 //!
 //! A shim is made as a child of berthd (CLONE_PARENT), which waits for it; the server
-//! keeps nothing of it. It ends when berthd does, at the end of its socket.
+//! keeps nothing of it. The shim answers by itself: one that berthd does not hear of any
+//! more, because the server was given up meanwhile, notices that and ends. The server
+//! ends when berthd does, at the end of its socket.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -18,9 +20,9 @@ use rustix::{
     io::Errno,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags, recvmsg, sendmsg,
+        SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
     },
-    process::{fchdir, setsid},
+    process::{PidfdFlags, fchdir, getpid, pidfd_open, setsid},
     thread::set_name,
 };
 
@@ -77,8 +79,16 @@ pub fn answer(socket: BorrowedFd<'_>) -> Result<Result<(u32, OwnedFd), Errno>, E
     }
 }
 
+/// berthd: gives a server up. What it was asked for last has been made in time, and is the
+/// answer, or ends by itself.
+pub fn give_up(socket: BorrowedFd<'_>) -> Option<(u32, OwnedFd)> {
+    // Whoever sends after this is told that nobody hears it.
+    let _ = shutdown(socket, Shutdown::Both);
+    answer(socket).ok().and_then(Result::ok)
+}
+
 /// The life of the server. Returns in each shim, with its id and its listening socket, and
-/// in the server when berthd is gone: None.
+/// when berthd is gone: None.
 pub fn serve() -> Result<Option<(String, OwnedFd)>, Error> {
     let failed = |step| move |errno| Error::Daemon { step, errno };
     set_name(c"berth-forks").map_err(failed("set name"))?;
@@ -99,39 +109,45 @@ pub fn serve() -> Result<Option<(String, OwnedFd)>, Error> {
             return Ok(None);
         }
         let id = message.get(..length).and_then(|id| str::from_utf8(id).ok());
-        let told = match (id, <[OwnedFd; 3]>::try_from(fds)) {
+        let refused = match (id, <[OwnedFd; 3]>::try_from(fds)) {
             (Some(id), Ok([listener, folder, log])) => match clone_sibling(0) {
                 Ok(Forked::Child) => {
-                    let with = Beginning {
-                        listener,
-                        folder,
-                        log,
+                    return match begin(id, &folder, &log, &mut arguments, socket.as_fd()) {
+                        Ok(()) => Ok(Some((id.to_owned(), listener))),
+                        // berthd has given up: it has had another one made, or is gone.
+                        Err(Errno::PIPE | Errno::CONNRESET) => Ok(None),
+                        Err(errno) => refuse(socket.as_fd(), errno)
+                            .map(|()| None)
+                            .map_err(failed("answer")),
                     };
-                    return begin(id, with, &mut arguments).map(Some);
                 }
-                Ok(Forked::Parent { pid, pidfd }) => {
-                    send(socket.as_fd(), &pid.to_ne_bytes(), &[pidfd.as_fd()])
-                }
+                Ok(Forked::Parent { .. }) => Ok(()),
                 Err(errno) => refuse(socket.as_fd(), errno),
             },
             _ => refuse(socket.as_fd(), Errno::INVAL),
         };
-        match told {
+        match refused {
             Ok(()) => {}
-            // It has died meanwhile; the next berthd finds the shim.
             Err(Errno::PIPE | Errno::CONNRESET) => return Ok(None),
             Err(errno) => return Err(failed("answer")(errno)),
         }
     }
 }
 
-/// The first steps of a shim, which tells in its own log what fails.
-fn begin(id: &str, with: Beginning<OwnedFd>, arguments: &mut Arguments) -> Result<(String, OwnedFd), Error> {
-    let failed = |step| move |errno| Error::Daemon { step, errno };
-    descriptor::install(with.log.as_fd(), 2).map_err(failed("take the log"))?;
-    fchdir(&with.folder).map_err(failed("enter the folder"))?;
+/// The first steps of a shim; the last one tells berthd of it.
+fn begin(
+    id: &str,
+    folder: &OwnedFd,
+    log: &OwnedFd,
+    arguments: &mut Arguments,
+    socket: BorrowedFd<'_>,
+) -> Result<(), Errno> {
+    descriptor::install(log.as_fd(), 2)?;
+    fchdir(folder)?;
     arguments.replace(&[b"berth-shim", b"-id", id.as_bytes()]);
-    Ok((id.to_owned(), with.listener))
+    let me = getpid();
+    let pidfd = pidfd_open(me, PidfdFlags::empty())?;
+    send(socket, &me.as_raw_nonzero().get().to_ne_bytes(), &[pidfd.as_fd()])
 }
 
 fn refuse(socket: BorrowedFd<'_>, errno: Errno) -> Result<(), Errno> {
@@ -210,6 +226,19 @@ mod tests {
             log: null.as_fd(),
         };
         assert_eq!(ask(berthd.as_fd(), "id", &with).unwrap_err(), Errno::PIPE);
+    }
+
+    #[test]
+    fn who_is_given_up_has_answered_or_is_told() {
+        let null = super::super::null().unwrap();
+        let late = |server: &OwnedFd| send(server.as_fd(), &7i32.to_ne_bytes(), &[null.as_fd()]);
+        let (berthd, server) = pair();
+        assert!(give_up(berthd.as_fd()).is_none());
+        assert_eq!(late(&server).unwrap_err(), Errno::PIPE);
+        let (berthd, server) = pair();
+        late(&server).unwrap();
+        assert_eq!(give_up(berthd.as_fd()).unwrap().0, 7);
+        assert_eq!(late(&server).unwrap_err(), Errno::PIPE);
     }
 
     #[test]
