@@ -15,7 +15,10 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_s
 use tokio::task::JoinSet;
 
 use super::{Shared, worker::Worker};
-use crate::{Node, Result, kernel};
+use crate::{
+    Node, Result,
+    kernel::{self, Child},
+};
 
 /// Where berthd writes the names of its steps.
 const SEEN: &str = "steps";
@@ -117,7 +120,9 @@ impl Faults {
             }
             65..78 => self.shim(node, Signal::KILL, "shim killed"),
             78..88 => self.program(node),
-            88..96 => self.shim(node, Signal::STOP, "shim stopped for a while"),
+            88..95 => self.shim(node, Signal::STOP, "shim stopped for a while"),
+            95..98 => self.fork_server(node, Signal::KILL, "fork server killed"),
+            98..99 => self.fork_server(node, Signal::STOP, "fork server stopped for a while"),
             _ => Ok(()),
         }
     }
@@ -202,6 +207,32 @@ impl Faults {
         {
             self.count(name);
             let _ = pidfd_send_signal(&pidfd, signal);
+        }
+        Ok(())
+    }
+
+    /// Signals the process that shims are copies of, if there is one. Nothing may come of it
+    /// but a start that takes longer.
+    fn fork_server(&mut self, node: &Node, signal: Signal, name: &'static str) -> Result<()> {
+        let Some(berthd) = node.pid() else {
+            return Ok(());
+        };
+        let server = |child: Child| match child {
+            Child::ForkServer(pid) => Some(pid),
+            Child::Shim(_) | Child::Zombie(_) => None,
+        };
+        let Some(pid) = kernel::children(berthd)?.into_iter().find_map(server) else {
+            return Ok(());
+        };
+        if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
+            && kernel::children(berthd)?.contains(&Child::ForkServer(pid))
+        {
+            self.count(name);
+            let _ = pidfd_send_signal(&pidfd, signal);
+            if signal == Signal::STOP {
+                let time = Duration::from_millis(self.rng.u64(100..8000));
+                self.still.push((pid, Instant::now() + time));
+            }
         }
         Ok(())
     }
