@@ -208,6 +208,7 @@ async fn metrics_count_what_was_done() -> Result {
     assert!(value("process_resident_memory_bytes") > 1_000_000.0, "{}", all());
     assert!(value("process_open_fds") > 5.0, "{}", all());
     assert!(value("process_start_time_seconds") > 1.7e9, "{}", all());
+    assert!(value("process_cpu_seconds_total") > 0.0, "{}", all());
 
     // A shim that dies, and a berthd that does.
     let shim = shim_of(&story.node, &container)?;
