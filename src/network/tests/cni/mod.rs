@@ -6,7 +6,12 @@ mod hostile;
 mod plugins;
 mod verbs;
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Stdio},
+};
 
 use serde_json::Value;
 
@@ -64,7 +69,18 @@ fn script(folder: &Path, name: &str, body: &str) {
     let path = folder.join(name);
     // Not over one that runs.
     let _ = fs::remove_file(&path);
-    fs::write(&path, format!("#!/bin/sh\n{body}\n")).unwrap();
+    // By another process: a child that another test starts meanwhile would have what is
+    // written here open too, and what is open to be written cannot be executed.
+    let mut copy = Command::new("dd")
+        .arg("status=none")
+        .arg(format!("of={}", path.display()))
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = copy.stdin.take().unwrap();
+    write!(input, "#!/bin/sh\n{body}\n").unwrap();
+    drop(input);
+    assert!(copy.wait().unwrap().success());
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
