@@ -244,14 +244,15 @@ fn processes() -> Result<Vec<(u32, String)>> {
     Ok(found)
 }
 
-/// Shims are moved out of the service's cgroup: berthd is alone there.
+/// Shims and the fork server that makes them are not in the service's cgroup: berthd is
+/// alone there.
 async fn apart_from_the_service() -> Result {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let alone = fs::read_to_string("/sys/fs/cgroup/system.slice/berthd.service/cgroup.procs")?;
         let shims = fs::read_to_string("/sys/fs/cgroup/system.slice/berth-shims.scope/cgroup.procs");
         let shims = shims.unwrap_or_default();
-        if alone.lines().count() == 1 && shims.lines().count() == PODS {
+        if alone.lines().count() == 1 && shims.lines().count() == PODS + 1 {
             return Ok(());
         }
         ensure!(

@@ -204,7 +204,7 @@ async fn open(paths: Paths, config: Config) -> Result<Arc<Node>> {
         &instance,
         store.clone(),
     )?);
-    let shim = ForkServer::new(ShimBinary::load(&shim_path(&config)?)?);
+    let program = ShimBinary::load(&shim_path(&config)?)?;
     let surroundings = Surroundings::detect(&paths.state);
     let handlers = Handlers::new(&config, &paths.state);
     for folder in handlers.own_roots() {
@@ -220,6 +220,7 @@ async fn open(paths: Paths, config: Config) -> Result<Arc<Node>> {
     }
     let cgroup = &config.cgroup;
     let cgroups = CgroupDriver::choose(&cgroup.driver, &cgroup.parent, &instance.name).await?;
+    let shim = ForkServer::new(program, cgroups.shims());
     Ok(Arc::new(Node {
         config,
         instance,

@@ -82,7 +82,7 @@ async fn launch(node: &Node, sandbox: &Sandbox, bundle: &Path) -> Result<(Shim, 
     };
     let mut plan = spec::sandbox_plan(&init, &node.host).step("sandbox", id, "plan the init")?;
     plan.surroundings = Some(node.surroundings.told());
-    let shim = Shim::spawn(&node.shim, id, bundle, node.cgroups.shims())
+    let shim = Shim::spawn(&node.shim, id, bundle)
         .await
         .step("sandbox", id, "start the shim of the init")?;
     let limits = plan.cgroup.as_ref().and_then(|cgroup| cgroup.resources.as_ref());

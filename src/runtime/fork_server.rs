@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     process::Stdio,
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use tokio::{
     sync::Mutex,
 };
 
-use super::{ShimBinary, watched};
+use super::{ShimBinary, cgroup_driver::shims::Shims, watched};
 use crate::shim::fork_server::{Beginning, FLAG, ROOM, answer, ask, give_up};
 
 /// How long it may take to make a shim; one that takes longer hangs, and is killed.
@@ -28,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub struct ForkServer {
     program: ShimBinary,
+    /// Where shims are to be: the server is moved there, and makes them there.
+    scope: Option<Arc<Shims>>,
     /// Not there before the first shim, and while one is made: who is interrupted in
     /// between leaves no answer behind that the next one would take for its own.
     server: Mutex<Option<Server>>,
@@ -49,11 +52,18 @@ enum Failure {
 }
 
 impl ForkServer {
-    pub fn new(program: ShimBinary) -> ForkServer {
+    /// `scope`: the cgroup of shims, if they have one.
+    pub fn new(program: ShimBinary, scope: Option<Arc<Shims>>) -> ForkServer {
         ForkServer {
             program,
+            scope,
             server: Mutex::default(),
         }
+    }
+
+    /// The cgroup of shims, if they have one.
+    pub fn scope(&self) -> Option<Arc<Shims>> {
+        self.scope.clone()
     }
 
     /// The program of shims.
@@ -73,7 +83,7 @@ impl ForkServer {
         loop {
             let server = match place.take() {
                 Some(server) => server,
-                None => Server::start(&self.program)?,
+                None => Server::start(&self.program, self.scope())?,
             };
             let error = match server.fork(id, with).await {
                 Ok(shim) => {
@@ -99,7 +109,7 @@ impl ForkServer {
 }
 
 impl Server {
-    fn start(program: &ShimBinary) -> io::Result<Server> {
+    fn start(program: &ShimBinary, scope: Option<Arc<Shims>>) -> io::Result<Server> {
         let flags = SocketFlags::CLOEXEC;
         let (ours, its) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         let mut command = std::process::Command::new(program.path());
@@ -110,9 +120,14 @@ impl Server {
             .env_clear()
             .stdin(its)
             .stdout(Stdio::null());
+        let socket = watched(ours, Interest::READABLE)?;
+        let process = Command::from(command).kill_on_drop(true).spawn()?;
+        if let (Some(scope), Some(pid)) = (scope, process.id()) {
+            tokio::spawn(async move { scope.take(pid).await });
+        }
         Ok(Server {
-            socket: watched(ours, Interest::READABLE)?,
-            _process: Command::from(command).kill_on_drop(true).spawn()?,
+            socket,
+            _process: process,
         })
     }
 

@@ -13,7 +13,6 @@ use tokio::sync::watch;
 
 use super::{
     Error, ForkServer,
-    cgroup_driver::shims::Shims,
     shim_exit::Answer,
     shim_process::{connect, kill_by_folder, last_words, reap, start},
     ttrpc::Client,
@@ -57,14 +56,9 @@ pub(super) struct Inner {
 
 impl Shim {
     /// Starts a shim for the container `id` in its state folder `dir`, which must
-    /// exist, and connects to it. It is moved to the cgroup of shims, if there is one,
-    /// by and by.
-    pub async fn spawn(
-        server: &ForkServer,
-        id: &str,
-        dir: &Path,
-        shims: Option<Arc<Shims>>,
-    ) -> Result<Shim, Error> {
+    /// exist, and connects to it. If there is a cgroup of shims and it is not there yet, it
+    /// is moved by and by.
+    pub async fn spawn(server: &ForkServer, id: &str, dir: &Path) -> Result<Shim, Error> {
         let started = start(server, id, dir).await;
         let (pid, pidfd) = started.map_err(|(step, source)| Error::Spawn {
             id: id.into(),
@@ -73,9 +67,10 @@ impl Shim {
             source,
         })?;
         metrics().shims_started.inc();
+        let scope = server.scope();
         tokio::spawn(async move {
-            if let Some(shims) = shims {
-                Box::pin(shims.take(pid)).await;
+            if let Some(scope) = scope {
+                Box::pin(scope.take(pid)).await;
             }
             reap(pidfd).await;
         });

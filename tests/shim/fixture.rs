@@ -113,7 +113,7 @@ impl Fixture {
             log,
             plan,
             root,
-            server: ForkServer::new(BINARY.clone()),
+            server: ForkServer::new(BINARY.clone(), None),
         }
     }
 
@@ -130,9 +130,7 @@ impl Fixture {
     }
 
     pub async fn spawn(&self) -> Shim {
-        Shim::spawn(&self.server, &self.id, &self.dir, None)
-            .await
-            .unwrap()
+        Shim::spawn(&self.server, &self.id, &self.dir).await.unwrap()
     }
 
     pub async fn create(&self) -> Shim {

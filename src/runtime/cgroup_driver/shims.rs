@@ -1,9 +1,10 @@
 //! The scope of all shims, beside the service of berthd.
 //!
-//! A shim begins in berthd's cgroup. There it would be counted as berthd's, be
-//! signalled by `systemctl kill`, and be complained of whenever systemd starts
-//! berthd anew over processes that it takes for left over. So it is moved out, apart
-//! from the path of a start: to move a process takes the kernel a grace period.
+//! In berthd's cgroup a shim would be counted as berthd's, be signalled by
+//! `systemctl kill`, and be complained of whenever systemd starts berthd anew over
+//! processes that it takes for left over. So the fork server is moved out, and its copies
+//! begin outside; those that it made before that are moved one by one. All that is apart
+//! from the path of a start, for to move a process takes the kernel a grace period.
 
 use std::{fs::OpenOptions, io::Write, sync::Arc};
 
@@ -33,9 +34,13 @@ impl Shims {
         }
     }
 
-    /// Moves a shim in. It must be a child that nobody has waited for, so that the
-    /// pid is its own. One that cannot be moved stays where it is and works as well.
+    /// Moves a shim in, or the fork server, unless it is there. It must be a child that
+    /// nobody has waited for, so that the pid is its own. One that cannot be moved stays
+    /// where it is and works as well.
     pub async fn take(&self, pid: u32) {
+        if self.has(pid) {
+            return;
+        }
         let _turn = self.turn.lock().await;
         let unit = unit::name(&self.path);
         let scope = [
@@ -60,6 +65,13 @@ impl Shims {
         if let Err(error) = moved {
             tracing::debug!(pid, unit, error, "move a shim out of berthd's cgroup");
         }
+    }
+
+    /// Whether it is in here, as it says itself (cgroups(7)).
+    fn has(&self, pid: u32) -> bool {
+        let told = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        told.lines()
+            .any(|line| line.strip_prefix("0::") == Some(&self.path))
     }
 
     async fn add(&self, pid: u32) -> std::io::Result<()> {
