@@ -294,6 +294,16 @@ pub fn children(berthd: u32) -> Result<Vec<Child>> {
     Ok(found)
 }
 
+/// The processes that a berthd's shims are copies of: one, and for a moment the one whose
+/// place it took.
+pub fn fork_servers(berthd: u32) -> Result<Vec<Pid>> {
+    let servers = children(berthd)?.into_iter().filter_map(|child| match child {
+        Child::ForkServer(pid) => Some(pid),
+        Child::Shim(_) | Child::Zombie(_) => None,
+    });
+    Ok(servers.collect())
+}
+
 /// Lines of the machine's mount table.
 pub fn mount_count() -> Result<usize> {
     Ok(fs::read_to_string("/proc/self/mountinfo")?.lines().count())

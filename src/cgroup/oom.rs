@@ -167,8 +167,10 @@ impl Level {
     /// Takes its numbers; false when it is gone. `held`: its `memory.events`, open.
     fn look(&mut self, held: Option<&File>) -> bool {
         let (limit, counts) = self.files.read(held);
-        self.limit = limit.unwrap_or(self.limit);
         self.last = counts.unwrap_or(self.last);
+        // Of one above it is wanted only when that one is to blame.
+        let limit = limit.or_else(|| self.at_limit().then(|| self.files.limit()).flatten());
+        self.limit = limit.unwrap_or(self.limit);
         counts.is_some()
     }
 
@@ -186,15 +188,17 @@ impl Level {
 }
 
 impl Files {
-    /// The limit, and what was counted: None when the cgroup is gone. `held`: its
-    /// `memory.events`, open.
+    /// The limit, which is not looked for above a v2 cgroup, and what was counted: None when
+    /// the cgroup is gone. `held`: its `memory.events`, open.
     fn read(&self, held: Option<&File>) -> (Option<u64>, Option<Counts>) {
-        let limit = self.limit();
-        let counts = match self.version {
-            Version::V1 => limit.and_then(|limit| self.counts_v1(limit)),
-            Version::V2 | Version::V2Above => self.counts_v2(held),
-        };
-        (limit, counts)
+        match self.version {
+            Version::V1 => {
+                let limit = self.limit();
+                (limit, limit.and_then(|limit| self.counts_v1(limit)))
+            }
+            Version::V2 => (self.limit(), self.counts_v2(held)),
+            Version::V2Above => (None, self.counts_v2(held)),
+        }
     }
 
     fn counts_v1(&self, limit: u64) -> Option<Counts> {

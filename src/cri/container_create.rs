@@ -260,7 +260,7 @@ async fn acquire(
     let (spec, spawn) = (Step::begin("spec"), Step::begin("shim"));
     let ((built, spec), (shim, spawn)) = tokio::join!(
         async { (tokio::task::spawn_blocking(move || job.make()).await, spec.end()) },
-        async { (Shim::spawn(&node.shim, id, &bundle).await, spawn.end(),) }
+        async { (Shim::spawn(&node.shim, id, &bundle).await, spawn.end()) }
     );
     failpoint::reach("create container: shim");
     let shim = shim.step("container", id, "start the shim");

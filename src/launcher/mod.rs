@@ -102,7 +102,7 @@ pub struct Init {
     pub console: Option<OwnedFd>,
     /// To be killed and removed by the caller when the init has ended; knows which parents were made for it.
     pub cgroup: Cgroup,
-    /// Counts since before it was ready.
+    /// What the OOM killer does to it, since before it was ready.
     pub oom: OomWatch,
     /// Of its user namespace, when it has one.
     pub user: Option<Ranges>,

@@ -89,6 +89,7 @@ impl Shim {
                     ..ExitRecord::default()
                 });
             }
+            // Boxed, for this waits as long as the container lives.
             if matches!(read_exit(&self.inner.dir), Ok(Some(_))) || Box::pin(self.reconnect()).await.is_err()
             {
                 return None;

@@ -4,27 +4,18 @@
 
 use std::{
     collections::VecDeque,
-    io::{IoSlice, IoSliceMut},
-    mem::MaybeUninit,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use rustix::{
-    io::Errno,
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags, recvmsg, sendmsg,
-    },
-};
+use rustix::{io::Errno, net::RecvFlags};
 
-use super::ttrpc::{self, HEADER, Header};
+use super::{
+    rights::{self, MAX_FDS},
+    ttrpc::{self, HEADER, Header},
+};
 
 /// Bytes that wait for the other end; with more, it is taken for dead.
 const MAX_QUEUE: usize = 1 << 20;
-
-/// Descriptors that one frame may carry. The most that a verb takes is three;
-/// the kernel closes what does not fit.
-const MAX_FDS: usize = 4;
 
 /// A frame as it came in.
 #[derive(Debug)]
@@ -122,7 +113,7 @@ impl<S: AsFd> Connection<S> {
             let count = if target.is_empty() {
                 0
             } else {
-                match receive(self.socket.as_fd(), target, &mut self.fds) {
+                match rights::receive(self.socket.as_fd(), target, RecvFlags::DONTWAIT, &mut self.fds) {
                     Ok(0) => return Err(Closed::ByPeer),
                     Ok(count) => count,
                     Err(Errno::AGAIN) => return Ok(None),
@@ -217,7 +208,8 @@ impl<S: AsFd> Connection<S> {
     pub fn flush(&mut self) -> Result<(), Closed> {
         while let Some(frame) = self.queue.front_mut() {
             let rest = frame.bytes.get(self.sent..).unwrap_or_default();
-            match transmit(self.socket.as_fd(), rest, &frame.fds) {
+            let fds: Vec<BorrowedFd<'_>> = frame.fds.iter().map(AsFd::as_fd).collect();
+            match rights::send(self.socket.as_fd(), rest, &fds) {
                 Ok(count) => {
                     frame.fds = Vec::new();
                     self.sent += count;
@@ -250,37 +242,16 @@ impl<S: AsFd> AsFd for Connection<S> {
     }
 }
 
-/// One write, of bytes and the descriptors that go with the first of them.
-fn transmit(socket: BorrowedFd<'_>, bytes: &[u8], fds: &[OwnedFd]) -> Result<usize, Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(Errno::TOOMANYREFS);
-    }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)
-}
-
-/// One read; descriptors are added to `fds`, close-on-exec.
-fn receive(socket: BorrowedFd<'_>, target: &mut [u8], fds: &mut Vec<OwnedFd>) -> Result<usize, Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS + 1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let message = recvmsg(socket, &mut [IoSliceMut::new(target)], &mut control, flags)?;
-    for part in control.drain() {
-        if let RecvAncillaryMessage::ScmRights(rights) = part {
-            fds.extend(rights);
-        }
-    }
-    Ok(message.bytes)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, os::unix::net::UnixStream};
+    use std::{
+        io::{IoSlice, Write},
+        mem::MaybeUninit,
+        os::unix::net::UnixStream,
+    };
 
     use proptest::prelude::*;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     use super::{ttrpc::FrameType, *};
 

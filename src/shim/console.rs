@@ -5,17 +5,14 @@
 //! one byte, as OCI runtimes do on their console socket. So the shim copies no
 //! byte of an interactive session.
 
-use std::{
-    io::IoSlice,
-    mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd},
-};
+use std::os::fd::BorrowedFd;
 
 use rustix::{
     io::Errno,
-    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
     termios::{Winsize, tcsetwinsize},
 };
+
+use super::rights;
 
 /// Sets the size in characters; more than a terminal can have is cut.
 pub fn resize(master: BorrowedFd<'_>, width: u32, height: u32) -> Result<(), Errno> {
@@ -30,12 +27,5 @@ pub fn resize(master: BorrowedFd<'_>, width: u32, height: u32) -> Result<(), Err
 
 /// Sends the master over the client's socket.
 pub fn hand_over(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = [master.as_fd()];
-    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(Errno::NOBUFS);
-    }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    sendmsg(socket, &[IoSlice::new(&[0])], &mut control, flags).map(drop)
+    rights::send(socket, &[0], &[master]).map(drop)
 }

@@ -10,23 +10,16 @@
 //! more, because the server was given up meanwhile, notices that and ends. The server
 //! ends when berthd does, at the end of its socket.
 
-use std::{
-    io::{IoSlice, IoSliceMut},
-    mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::{
     io::Errno,
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-        SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
-    },
+    net::{RecvFlags, Shutdown, shutdown},
     process::{PidfdFlags, fchdir, getpid, pidfd_open, setsid},
     thread::set_name,
 };
 
-use super::{Error, take_stdin};
+use super::{Error, rights, take_stdin};
 use crate::sys::{
     arguments::Arguments,
     clone::{Forked, clone_sibling},
@@ -68,8 +61,7 @@ pub fn ask(socket: BorrowedFd<'_>, id: &str, with: &Beginning<BorrowedFd<'_>>) -
 /// Those of recvmsg(2), AGAIN when there is no answer yet; PIPE when the server is gone.
 pub fn answer(socket: BorrowedFd<'_>) -> Result<Result<(u32, OwnedFd), Errno>, Errno> {
     let mut message = [0; 4];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let (length, mut fds) = receive(socket, &mut message, &mut space, RecvFlags::DONTWAIT)?;
+    let (length, mut fds) = packet(socket, &mut message, RecvFlags::DONTWAIT)?;
     let word = i32::from_ne_bytes(message);
     match (length, u32::try_from(word), fds.pop()) {
         (0, _, _) => Err(Errno::PIPE),
@@ -92,19 +84,15 @@ pub fn give_up(socket: BorrowedFd<'_>) -> Option<(u32, OwnedFd)> {
 pub fn serve() -> Result<Option<(String, OwnedFd)>, Error> {
     let failed = |step| move |errno| Error::Daemon { step, errno };
     set_name(c"berth-forks").map_err(failed("set name"))?;
-    match setsid() {
-        Ok(_) | Err(Errno::PERM) => {}
-        Err(errno) => return Err(failed("setsid")(errno)),
-    }
+    setsid().map_err(failed("setsid"))?;
     signal::block_all().map_err(failed("block signals"))?;
     descriptor::close_all_but(&[]).map_err(failed("close inherited descriptors"))?;
     let socket = take_stdin().map_err(Error::Socket)?;
     let mut arguments = Arguments::find().map_err(Error::Socket)?;
     loop {
         let mut message = [0; MOST];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-        let (length, fds) = receive(socket.as_fd(), &mut message, &mut space, RecvFlags::empty())
-            .map_err(failed("receive"))?;
+        let (length, fds) =
+            packet(socket.as_fd(), &mut message, RecvFlags::empty()).map_err(failed("receive"))?;
         if length == 0 {
             return Ok(None);
         }
@@ -155,37 +143,25 @@ fn refuse(socket: BorrowedFd<'_>, errno: Errno) -> Result<(), Errno> {
 }
 
 fn send(socket: BorrowedFd<'_>, message: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Errno::TOOMANYREFS);
-    }
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-    sendmsg(socket, &[IoSlice::new(message)], &mut control, flags).map(drop)
+    // A packet goes whole or not at all.
+    rights::send(socket, message, fds).map(drop)
 }
 
-/// One packet, and the descriptors that came with it; 0 bytes at the end.
-fn receive(
+/// One packet's length, and the descriptors that came with it; 0 bytes at the end.
+fn packet(
     socket: BorrowedFd<'_>,
     message: &mut [u8],
-    space: &mut [MaybeUninit<u8>],
     flags: RecvFlags,
 ) -> Result<(usize, Vec<OwnedFd>), Errno> {
-    let mut control = RecvAncillaryBuffer::new(space);
-    let received = loop {
-        let mut parts = [IoSliceMut::new(message)];
-        match recvmsg(socket, &mut parts, &mut control, flags | RecvFlags::CMSG_CLOEXEC) {
+    let mut fds = Vec::new();
+    loop {
+        match rights::receive(socket, message, flags, &mut fds) {
             Err(Errno::INTR) => {}
             // It died with words of ours unread.
             Err(Errno::CONNRESET) => return Ok((0, Vec::new())),
-            answer => break answer?,
+            answer => return answer.map(|length| (length, fds)),
         }
-    };
-    let rights = control.drain().filter_map(|part| match part {
-        RecvAncillaryMessage::ScmRights(rights) => Some(rights),
-        _ => None,
-    });
-    Ok((received.bytes, rights.flatten().collect()))
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub mod fuzz;
 pub mod line;
 pub mod log;
 pub mod output;
+mod rights;
 pub mod service;
 pub mod state;
 pub mod task;

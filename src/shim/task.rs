@@ -72,7 +72,6 @@ pub struct Task {
     init: Init,
     /// The container's processes die with the init, for the kernel sees to it.
     own_pids: bool,
-    /// What the OOM killer does to it.
     /// Somebody asked for it to be killed.
     told_to_die: bool,
     oom_kill: Option<OomKill>,

@@ -205,6 +205,7 @@ impl Store {
             (done, connection.execute_batch("PRAGMA synchronous = NORMAL"))
         });
         failpoint::reach_part("after", step);
+        self.checkpoints.count();
         done.and_then(|value| back.map(|()| value))
             .map_err(|source| Error::Query { step, source })
     }

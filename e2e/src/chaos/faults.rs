@@ -15,10 +15,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_s
 use tokio::task::JoinSet;
 
 use super::{Shared, worker::Worker};
-use crate::{
-    Node, Result,
-    kernel::{self, Child},
-};
+use crate::{Node, Result, kernel};
 
 /// Where berthd writes the names of its steps.
 const SEEN: &str = "steps";
@@ -217,15 +214,11 @@ impl Faults {
         let Some(berthd) = node.pid() else {
             return Ok(());
         };
-        let server = |child: Child| match child {
-            Child::ForkServer(pid) => Some(pid),
-            Child::Shim(_) | Child::Zombie(_) => None,
-        };
-        let Some(pid) = kernel::children(berthd)?.into_iter().find_map(server) else {
+        let Some(pid) = kernel::fork_servers(berthd)?.pop() else {
             return Ok(());
         };
         if let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty())
-            && kernel::children(berthd)?.contains(&Child::ForkServer(pid))
+            && kernel::fork_servers(berthd)?.contains(&pid)
         {
             self.count(name);
             let _ = pidfd_send_signal(&pidfd, signal);

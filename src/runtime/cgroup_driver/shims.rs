@@ -11,7 +11,7 @@ use std::{fs::OpenOptions, io::Write, sync::Arc};
 use super::{STOP_TIMEOUT_USEC, blocking_io, holds, systemd::Systemd, unit};
 use crate::cgroup::Layout;
 
-/// The scope, which systemd makes with its first shim and removes after its last.
+/// The scope, which systemd makes with the first process in it and removes after the last.
 #[derive(Debug)]
 pub struct Shims {
     systemd: Arc<Systemd>,
